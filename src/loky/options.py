@@ -1,0 +1,211 @@
+"""Every option of a pool: its meaning, its default, its validation. Once, here.
+
+Rule 1: an option is checked at the call that sets it; the error says what was given and what is
+accepted.
+
+Rule 2: plain data only: no processes, no threads.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from .wire import pickling
+
+CRASH_POLICIES = ("isolate", "break")
+# Contexts whose workers import the parent's main module, as multiprocessing's own methods do.
+_IMPORTS_MAIN = ("spawn", "forkserver", "loky_init_main")
+START_METHODS = ("loky", *_IMPORTS_MAIN)
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """Validated options of a pool; see `ProcessPoolExecutor` for their meaning."""
+
+    max_workers: int
+    timeout: float | None
+    start_method: str
+    initializer: Callable[..., object] | None
+    initargs: tuple[Any, ...]
+    env: dict[str, str] | None
+    job_reducers: dict[type, Callable[[Any], Any]] | None
+    result_reducers: dict[type, Callable[[Any], Any]] | None
+    max_tasks_per_child: int | None
+    crash_policy: str
+
+    def pickled_initializer(self) -> bytes | None:
+        """What a worker needs to initialize itself, ``None`` for nothing.
+
+        Raises
+        ------
+        Exception
+            The initializer, its arguments or the reducers cannot be pickled.
+        """
+        main = _main_module() if self.start_method in _IMPORTS_MAIN else None
+        reducers = self.result_reducers
+        if self.initializer is None and main is None and not reducers:
+            return None
+        call = None
+        if self.initializer is not None:
+            call = pickling.dumps_any((self.initializer, self.initargs), self.job_reducers)
+        return pickling.dumps_plain(
+            (main, pickling.dumps_any(reducers) if reducers else None, call)
+        )
+
+
+def pool_options(
+    *,
+    max_workers: int | None = None,
+    timeout: float | None = None,
+    context: Any = None,
+    mp_context: Any = None,
+    initializer: Callable[..., object] | None = None,
+    initargs: Any = (),
+    env: Mapping[str, Any] | None = None,
+    job_reducers: Mapping[type, Callable[[Any], Any]] | None = None,
+    result_reducers: Mapping[type, Callable[[Any], Any]] | None = None,
+    max_tasks_per_child: int | None = None,
+    crash_policy: str | None = None,
+) -> PoolOptions:
+    """Validate a pool's options.
+
+    Raises
+    ------
+    TypeError, ValueError
+        One of them is not what it must be.
+    """
+    if context is not None and mp_context is not None and context is not mp_context:
+        raise TypeError("give either 'context' or its other name 'mp_context', not both")
+    if initializer is not None and not callable(initializer):
+        raise TypeError(f"initializer must be callable or None, got {initializer!r}")
+    reducers = _reducers("job_reducers", job_reducers)
+    return PoolOptions(
+        max_workers=_max_workers(max_workers),
+        timeout=_timeout(timeout),
+        start_method=_start_method(mp_context if context is None else context),
+        initializer=initializer,
+        initargs=tuple(initargs),
+        env=_env(env),
+        job_reducers=reducers,
+        result_reducers=(
+            reducers
+            if result_reducers is None
+            else _reducers("result_reducers", result_reducers)
+        ),
+        max_tasks_per_child=_max_tasks(max_tasks_per_child),
+        crash_policy=_crash_policy(crash_policy),
+    )
+
+
+def check_max_workers(value: Any) -> int:
+    """A number of workers that was given explicitly.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is not a whole number above 0.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"max_workers must be a whole number, got {value!r}")
+    number = int(value.__index__())
+    if number <= 0:
+        raise ValueError(f"max_workers must be greater than 0, got {number}")
+    return number
+
+
+def _max_workers(value: Any) -> int:
+    if value is None:
+        from .cpu import cpu_count
+
+        return cpu_count()
+    return check_max_workers(value)
+
+
+def _timeout(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"timeout must be a number of seconds or None, got {value!r}")
+    seconds = float(value)
+    if not seconds >= 0:
+        raise ValueError(f"timeout must be at least 0 seconds, got {value!r}")
+    return seconds
+
+
+def _max_tasks(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"max_tasks_per_child must be a whole number or None, got {value!r}")
+    if value < 1:
+        raise ValueError(f"max_tasks_per_child must be at least 1, got {value}")
+    return value
+
+
+def _start_method(context: Any) -> str:
+    if context is None:
+        return "loky"
+    method = context if isinstance(context, str) else None
+    if method is None:
+        getter = getattr(context, "get_start_method", None)
+        method = getter() if callable(getter) else None
+    if method == "fork":
+        raise ValueError(
+            "the start method 'fork' is not supported: locks and threads of libraries do not "
+            f"survive it. Accepted: {', '.join(map(repr, START_METHODS))}"
+        )
+    if method not in START_METHODS:
+        raise ValueError(
+            f"context must be one of {', '.join(map(repr, START_METHODS))}, or a context object "
+            f"with one of these start methods; got {context!r}"
+        )
+    return str(method)
+
+
+def _env(env: Any) -> dict[str, str] | None:
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise TypeError(f"env must be a mapping of names to values, got {env!r}")
+    result = {}
+    for name, value in env.items():
+        if not isinstance(name, str) or not name or "=" in name:
+            raise ValueError(f"env has a name that no environment can hold: {name!r}")
+        result[name] = str(value)
+    return result
+
+
+def _reducers(option: str, reducers: Any) -> dict[type, Callable[[Any], Any]] | None:
+    if not reducers:
+        return None
+    if not isinstance(reducers, Mapping):
+        raise TypeError(f"{option} must map types to reducers, got {reducers!r}")
+    for kind, reducer in reducers.items():
+        if not isinstance(kind, type) or not callable(reducer):
+            raise TypeError(f"{option} must map types to callables, got {kind!r}: {reducer!r}")
+    return dict(reducers)
+
+
+def _crash_policy(policy: Any) -> str:
+    if policy is None:
+        policy = os.environ.get("LOKY_CRASH_POLICY") or "isolate"
+    if policy not in CRASH_POLICIES:
+        raise ValueError(
+            f"crash_policy must be one of {', '.join(map(repr, CRASH_POLICIES))}, got {policy!r}"
+        )
+    return str(policy)
+
+
+def _main_module() -> dict[str, str] | None:
+    """How a worker can import this process's main module, for `multiprocessing.spawn.prepare`."""
+    main: Any = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name:
+        return {"init_main_from_name": spec.name}
+    path = getattr(main, "__file__", None)
+    return None if path is None else {"init_main_from_path": os.path.abspath(path)}

@@ -1,0 +1,1 @@
+"""The parent's side: decides what runs where, and owns the worker processes."""

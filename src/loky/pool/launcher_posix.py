@@ -1,0 +1,154 @@
+"""Worker processes on POSIX systems, by posix_spawn.
+
+- A new *session*, not just a group: a background group that touches the terminal is stopped and
+  hangs, a new session gets an error instead; and the terminal's Ctrl-C reaches the parent only.
+- No preexec hook, so the parent's threads do not matter; an empty signal mask, so a parent that
+  starts a pool with signals blocked has workers that can be ended.
+- All of Python's descriptors are close-on-exec. The inherited ones are duplicated by the spawn
+  itself, to numbers above every source, so nothing leaks into processes that other threads start
+  meanwhile, and no duplicate overwrites a source.
+- Descriptor 0 is /dev/null, as multiprocessing has it; 1 and 2 are the parent's, or /dev/null if
+  it has none: otherwise the worker's next file would take their numbers, and prints would go there.
+
+The exit status is read without reaping first (WNOWAIT): while the zombie keeps the process id, the
+group can be ended without any danger of meeting another process of that number.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+from . import launcher
+from .launcher import ExitInfo, Process
+
+_KILL = signal.SIGKILL
+
+
+class PosixProcess:
+    """See `launcher.Process`."""
+
+    __slots__ = ("_exit", "_pidfd", "pid")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._exit: ExitInfo | None = None
+        self._pidfd = _pidfd_open(pid)
+
+    def fileno(self) -> int:
+        return self._pidfd
+
+    def poll(self) -> ExitInfo | None:
+        if self._exit is None:
+            self._exit = self._wait()
+        return self._exit
+
+    def kill(self) -> None:
+        if self._exit is not None:
+            return
+        try:
+            os.killpg(self.pid, _KILL)
+        except (ProcessLookupError, PermissionError):
+            # Not yet the leader of its group (setsid comes after the fork), or gone.
+            try:
+                os.kill(self.pid, _KILL)
+            except ProcessLookupError:
+                pass
+
+    def close(self) -> None:
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _wait(self) -> ExitInfo | None:
+        try:
+            state: Any = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        except ChildProcessError:  # reaped by somebody else, or SIGCHLD is ignored
+            return ExitInfo(self.pid, None)
+        if state is None:
+            return None
+        code = state.si_status if state.si_code == os.CLD_EXITED else -state.si_status
+        if code:  # after a regular exit, what the user left running is meant to run
+            try:
+                os.killpg(self.pid, _KILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            pass
+        return ExitInfo(self.pid, code)
+
+
+def _pidfd_open(pid: int) -> int:
+    opener = getattr(os, "pidfd_open", None)
+    if opener is None:
+        return -1
+    try:
+        fd: int = opener(pid)
+    except OSError:  # an old kernel, a sandbox, or reaped by somebody else already
+        return -1
+    return fd
+
+
+def launch(env: dict[str, str] | None, fds: list[int]) -> Process:
+    """See `launcher.launch`."""
+    above = max([2, *fds]) + 1
+    actions: list[tuple[Any, ...]] = []
+    numbers = []
+    for fd in fds:
+        if fd < 0:
+            numbers.append(-1)
+        else:
+            actions.append((os.POSIX_SPAWN_DUP2, fd, above))
+            numbers.append(above)
+            above += 1
+    actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
+    for fd in (1, 2):
+        if not _inherited(fd):
+            actions.append((os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0))
+    argv = launcher.command(numbers)
+    pid = os.posix_spawn(
+        argv[0],
+        argv,
+        os.environ if env is None else env,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD),
+    )
+    return PosixProcess(pid)
+
+
+def _inherited(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:
+        return False
+
+
+_lifeline: tuple[int, int] | None = None  # read end, write end
+
+
+def lifeline() -> int:
+    """See `launcher.lifeline`. One pipe serves all workers of this process."""
+    global _lifeline
+    if _lifeline is None:
+        from ..wire.channel_linux import above_std
+
+        read, write = os.pipe()
+        _lifeline = above_std(read), above_std(write)
+    return _lifeline[0]
+
+
+def _cut_lifeline() -> None:
+    """In the child of a fork: the workers live as long as the parent, not as long as this."""
+    global _lifeline
+    if _lifeline is not None:
+        for fd in _lifeline:
+            os.close(fd)
+        _lifeline = None
+
+
+os.register_at_fork(after_in_child=_cut_lifeline)

@@ -1,0 +1,142 @@
+"""What the scheduler is about: tasks, workers, verdicts, and its decisions. Plain data.
+
+Rule 1: records only. Whatever changes them is in `scheduler.py`; the fields that a comment or a
+docstring calls the driver's are the driver's to change.
+
+Rule 2: nothing is imported here but the standard library's data structures: the scheduler, its
+driver, the facade and the simulator all share these records.
+
+Decisions are tuples, the first item says which::
+
+    (START, worker)            start a process for it
+    (SEND, worker, task)       pickle the task and put it into the worker's channel
+    (RECALL, worker)           take back what it has not read; answer with `recalled`
+    (RETIRE, worker)           ask it to leave; it has nothing to do any more
+    (KILL, worker)             end it now, with its process group
+    (SETTLE, task, verdict)    the task is over without a result, see the verdicts below
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+START, SEND, RECALL, RETIRE, KILL, SETTLE = range(6)
+
+# States of a task.
+PENDING, ASSIGNED, DONE = range(3)
+
+# States of a worker.
+STARTING, READY, DRAINING, RETIRING, GONE = range(5)
+
+
+class Cancelled:
+    """Verdict: the task was cancelled before any worker read it, or its worker was stopped."""
+
+
+class Refused:
+    """Verdict: the executor was shut down with this task still to do."""
+
+
+class Lost:
+    """Verdict: the worker that ran the task ended.
+
+    Attributes
+    ----------
+    worker : Worker
+        Who ran it.
+    exit : object
+        How it ended, as the driver reported it.
+    seconds : float
+        How long the task had been at the head of the worker's line, in seconds.
+    """
+
+    __slots__ = ("exit", "seconds", "worker")
+
+    def __init__(self, worker: Worker, exit: Any, seconds: float) -> None:
+        self.worker = worker
+        self.exit = exit
+        self.seconds = seconds
+
+
+class Broken:
+    """Verdict, and the state of a broken pool: nothing will run any more, and why."""
+
+    __slots__ = ("cause", "reason")
+
+    def __init__(self, reason: str, cause: Any = None) -> None:
+        self.reason = reason
+        self.cause = cause
+
+
+CANCELLED = Cancelled()
+REFUSED = Refused()
+
+
+class Task:
+    """A call on its way. The scheduler owns `state` and `worker`; the rest is the driver's."""
+
+    __slots__ = (
+        "args",
+        "cancel_wanted",
+        "fn",
+        "future",
+        "id",
+        "kwargs",
+        "message",
+        "on_wire",
+        "state",
+        "worker",
+    )
+
+    def __init__(self, id: int, fn: Any, args: Any, kwargs: Any, future: Any) -> None:
+        self.id = id
+        self.fn = fn
+        self.args = args
+        self.kwargs = kwargs
+        self.future = future
+        self.state = PENDING
+        self.worker: Worker | None = None
+        self.message: Any = None  # pickled, and certainly unread by anybody
+        self.on_wire = False  # is in the channel of `worker`
+        self.cancel_wanted = False  # settle as cancelled if it turns out to be unread
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id} {('pending', 'assigned', 'done')[self.state]}>"
+
+
+class Worker:
+    """A worker as the scheduler sees it. `port` belongs to the driver."""
+
+    __slots__ = (
+        "budget",
+        "doomed",
+        "head_since",
+        "id",
+        "idle_since",
+        "line",
+        "port",
+        "recalling",
+        "slow",
+        "started",
+        "state",
+        "was_ready",
+    )
+
+    def __init__(self, id: int, now: float, budget: int) -> None:
+        self.id = id
+        self.state = STARTING
+        self.started = now
+        self.line: deque[Task] = deque()  # in the order in which it will run them
+        self.budget = budget  # tasks it may still be given; -1: no limit
+        self.head_since = now  # when line[0] can first have been running
+        self.idle_since = now
+        self.was_ready = False
+        self.recalling = False
+        self.slow = False  # its head runs longer than usual: nothing is queued behind it
+        self.doomed: Task | None = None  # the running task that is to be stopped
+        self.port: Any = None
+
+    def __repr__(self) -> str:
+        state = ("starting", "ready", "draining", "retiring", "gone")[self.state]
+        return f"<Worker {self.id} {state} load {len(self.line)}>"

@@ -1,0 +1,281 @@
+"""From calls to bytes, and from replies and verdicts to settled futures.
+
+Rule 1: everything here may run user code (reducers, unpickling, `__str__`, callbacks), so the
+supervisor calls it with the baton laid down. It touches one task and its future, nothing else.
+
+Rule 2: whatever goes wrong here settles that one future, with an exception that names the task,
+what happened, and what can be done about it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..wire import pickling, protocol
+from ..wire.channel import Channel, make_payload
+from .launcher import ExitInfo
+from .model import Broken, Cancelled, Lost, Refused, Task
+
+
+class Death:
+    """How a worker ended: an `ExitInfo`, or the error that kept it from starting; last words."""
+
+    def __init__(self, exit: ExitInfo | OSError, fault: str) -> None:
+        self.exit = exit
+        self.fault = fault
+
+
+class InitFailed:
+    """An initializer raised: the payload of the worker's report."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+
+
+def name_of(fn: Any) -> str:
+    """A task's name for people: the function's qualified name, with its module."""
+    while hasattr(fn, "func") and not hasattr(fn, "__qualname__"):  # functools.partial
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None)
+    if not isinstance(name, str):
+        return type(fn).__qualname__
+    module = getattr(fn, "__module__", None)
+    return name if module in (None, "__main__", "builtins") else f"{module}.{name}"
+
+
+# ---------------------------------------------------------------------- to bytes
+
+
+def encode_plain(task: Task) -> bool:
+    """Pickle the task if that runs no code of the user's; whether it did."""
+    if not (pickling.is_importable(task.fn) and pickling.is_plain(task.args)):
+        return False
+    if task.kwargs and not pickling.is_plain(task.kwargs):
+        return False
+    try:
+        data = pickling.dumps_plain((task.fn, task.args, task.kwargs))
+    except Exception:  # its module was reloaded, say: let cloudpickle decide
+        return False
+    if len(data) > protocol.INLINE_LIMIT:
+        return False  # writing a large one takes long: not while others wait for the watch
+    task.message = make_payload(data)
+    return True
+
+
+def encode(task: Task, reducers: Any) -> BaseException | None:
+    """Pickle the task; the error for its future if that is impossible."""
+    try:
+        data = pickling.dumps_any((task.fn, task.args, task.kwargs), reducers)
+        task.message = make_payload(data)
+    except BaseException as error:
+        return _unpicklable(task, error, reducers)
+    task.args = task.kwargs = None  # a large one need not be held twice
+    return None
+
+
+def _unpicklable(task: Task, error: BaseException, reducers: Any) -> BaseException:
+    from ..errors import TaskPicklingError
+
+    def dump(value: Any) -> bytes:
+        return pickling.dumps_any(value, reducers)
+
+    where = ""
+    try:
+        parts = [("function", task.fn)]
+        parts += [(f"argument {i}", arg) for i, arg in enumerate(task.args)]
+        parts += [(f"argument {key!r}", arg) for key, arg in task.kwargs.items()]
+        for label, value in parts:
+            if pickling.fails(value, dump):
+                where = pickling.where_it_fails(value, label, dump)
+                break
+    except BaseException:  # the search is a courtesy
+        where = ""
+    failure = TaskPicklingError(
+        "Could not pickle the task to send it to the workers: "
+        f"{name_of(task.fn)}{', ' + where if where else ''}: "
+        f"{type(error).__name__}: {error}"
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def send_tracker(channel: Channel, which: int) -> None:
+    """Give a worker the descriptor of this process's resource tracker."""
+    from importlib import import_module
+
+    names = ("multiprocessing.resource_tracker", "loky.backend.resource_tracker")
+    try:
+        channel.send_descriptor(import_module(names[which]).getfd())
+    except Exception:
+        channel.send_descriptor(-1)
+
+
+# ---------------------------------------------------------------------- to futures
+
+
+def fail(task: Task, error: BaseException) -> None:
+    """Settle with an error that arose in the parent."""
+    task.future._settle(None, error)
+
+
+def deliver(task: Task, reply: tuple[int, Any]) -> None:
+    """Settle with what the worker replied."""
+    kind, payload = reply
+    if kind in (protocol.VALUE, protocol.PICKLE):
+        try:
+            result = pickling.loads(payload)
+        except BaseException as error:
+            task.future._settle(None, _unreadable(task, "result", error))
+        else:
+            task.future._settle(result, None)
+        return
+    task.future._settle(None, _rebuild(task, kind, payload))
+
+
+def _unreadable(task: Task, what: str, error: BaseException, text: str = "") -> BaseException:
+    from ..errors import RemoteTraceback, ResultUnpicklingError
+
+    failure = ResultUnpicklingError(
+        f"The {what} of task {name_of(task.fn)} could not be unpickled in the parent process: "
+        f"{type(error).__name__}: {error}. The task itself was run; make sure that its {what} can "
+        "be rebuilt from its pickle."
+    )
+    failure.__cause__ = RemoteTraceback(text) if text else error
+    return failure
+
+
+def _rebuild(task: Task, kind: int, payload: Any) -> BaseException:
+    """The exception that a worker reported."""
+    from pickle import PicklingError
+
+    from ..errors import RemoteTraceback, ResultUnpicklingError, TaskUnpicklingError
+
+    text, summary, pickled = protocol.unpack_error(payload)
+    where, kind_name, message = pickling.loads(summary)
+    name = name_of(task.fn)
+    error: BaseException
+    if kind == protocol.UNREADABLE:
+        error = TaskUnpicklingError(
+            f"A task has failed to un-serialize: {name}: {kind_name}: {message}. Please ensure "
+            "that its function and arguments can be unpickled in a worker (that modules can be "
+            "imported there, for instance)."
+        )
+    elif kind == protocol.BAD_RESULT:
+        error = PicklingError(
+            f"Could not pickle the result of task {name}: {where}: {kind_name}: {message}"
+        )
+        try:
+            original = pickling.loads(pickled) if pickled else None
+        except BaseException:
+            original = None
+        if isinstance(original, BaseException) and not isinstance(original, PicklingError):
+            # Callers expect the very error, TypeError say, that pickling raised.
+            error = _with_note(original, str(error))
+    elif not pickled:
+        error = ResultUnpicklingError(
+            f"Task {name} raised {kind_name}: {message}. The exception itself could not be sent: "
+            "see the traceback for the reason."
+        )
+    else:
+        try:
+            error = pickling.loads(pickled)
+            if not isinstance(error, BaseException):
+                raise TypeError(f"it was rebuilt as a {type(error).__name__}")
+        except BaseException as problem:
+            return _unreadable(task, f"exception {kind_name}", problem, text)
+    error.__cause__ = RemoteTraceback(text)
+    return error
+
+
+def _with_note(error: BaseException, note: str) -> BaseException:
+    """Add a line to an exception's message without changing its type."""
+    if len(error.args) == 1 and isinstance(error.args[0], str):
+        error.args = (note,)
+    elif hasattr(error, "add_note"):
+        error.add_note(note)
+    return error
+
+
+def settle(task: Task, verdict: Any) -> None:
+    """Settle with a verdict of the scheduler's."""
+    if isinstance(verdict, Cancelled):
+        task.future._settle(None, None, cancel=True)
+    else:
+        task.future._settle(None, error_for(verdict, task.fn))
+
+
+def error_for(verdict: Any, fn: Any = None) -> BaseException:
+    """The exception that tells a user of a verdict."""
+    from ..errors import BrokenProcessPool, RemoteTraceback, ShutdownExecutorError
+
+    if isinstance(verdict, Refused):
+        return ShutdownExecutorError(
+            "The executor was shut down with its workers killed before the task could complete."
+        )
+    if isinstance(verdict, Lost):
+        return _terminated(verdict, fn)
+    assert isinstance(verdict, Broken)
+    cause = verdict.cause
+    if isinstance(cause, Lost):
+        error = _terminated(cause, None)
+        error.args = (f"{verdict.reason}. {error.args[0]}",)
+        return error
+    broken = BrokenProcessPool(f"The process pool is broken: {verdict.reason}.")
+    if isinstance(cause, InitFailed):
+        from ..errors import TerminatedWorkerError
+
+        text, _, pickled = protocol.unpack_error(cause.payload)
+        broken = TerminatedWorkerError(
+            f"The process pool is broken: {verdict.reason}. The initializer said:\n{text}"
+        )
+        broken.__cause__ = RemoteTraceback(text)
+    elif isinstance(cause, BaseException):
+        broken.__cause__ = cause
+    return broken
+
+
+def _terminated(lost: Lost, fn: Any) -> BaseException:
+    from ..errors import TerminatedWorkerError
+
+    death: Death = lost.exit
+    if isinstance(death.exit, OSError):
+        return TerminatedWorkerError(f"A worker process could not be started: {death.exit}")
+    exit = death.exit
+    lines = [
+        "A worker process managed by the executor was unexpectedly terminated"
+        + (f" while it ran the task {name_of(fn)}." if fn is not None else ".")
+    ]
+    lines.append(
+        f"The worker had pid {exit.pid}; the exit codes of the workers are {{{exit}}}"
+        + (f"; the task had been running for {lost.seconds:.3g} s." if fn is not None else ".")
+    )
+    lines.append(_likely_cause(exit))
+    if death.fault:
+        lines.append(f"Its fault handler wrote:\n{death.fault.rstrip()}")
+    return TerminatedWorkerError(
+        "\n".join(lines),
+        task=name_of(fn) if fn is not None else None,
+        pid=exit.pid,
+        exitcode=exit.code,
+        seconds=lost.seconds if fn is not None else None,
+        fault=death.fault,
+    )
+
+
+def _likely_cause(exit: ExitInfo) -> str:
+    name = str(exit).partition("(")[0]
+    if name == "SIGKILL":
+        return (
+            "SIGKILL comes from outside: most often the system ran out of memory (see the kernel's "
+            "log), or somebody killed the process. Use fewer workers or less memory per task."
+        )
+    if name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE"):
+        return "That is a crash in compiled code: look at the extension modules that the task uses."
+    if name == "EXIT":
+        return "The process left by itself: os._exit in the task, or in a library that it uses."
+    if name == "UNKNOWN":
+        return (
+            "Its exit status was taken by somebody else: SIGCHLD is ignored, or other code in this "
+            "process waits for any child."
+        )
+    return "Somebody sent the process that signal, or the system ended it."

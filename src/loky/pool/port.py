@@ -1,0 +1,133 @@
+"""A worker as the parent holds it: process, channel, and what it has been told.
+
+What does not belong here: any decision. This file makes the things and breaks them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from typing import Any
+
+from .. import nesting
+from ..options import PoolOptions
+from ..wire import pickling, protocol
+from ..wire.channel import open_channel
+from .launcher import Process, launch, lifeline
+from .model import Task, Worker
+
+
+class WorkerSettings:
+    """What every worker of a pool is told before its first task, and when that changes."""
+
+    def __init__(self, options: PoolOptions) -> None:
+        self.options = options
+        self.initializer: bytes | None = options.pickled_initializer()
+        self.version = 0
+        self._path: list[str] = []
+        self._authkey: bytes | None = None
+        self._number = 0
+        self.prefix = b""
+
+    def refresh(self) -> int:
+        """Look for news that workers have to be told; the number of the present version."""
+        process = sys.modules.get("multiprocessing.process")
+        if sys.path != self._path or (process is not None and self._authkey is None):
+            self._path = list(sys.path)
+            if process is not None:
+                self._authkey = bytes(process.current_process().authkey)
+            news = {"path": self._path, "authkey": self._authkey}
+            prefix = pickling.dumps_plain(news)
+            # A path that long cannot be right; without the prefix the tasks at least can run.
+            self.prefix = prefix if len(prefix) <= protocol.PREFIX_LIMIT else b""
+            self.version += 1
+        return self.version
+
+    def environment(self) -> dict[str, str] | None:
+        """The worker's environment, ``None`` for this process's own."""
+        if not self.options.env:
+            return None
+        return {**os.environ, **self.options.env}
+
+    def first_words(self) -> bytes:
+        """The settings of one new worker."""
+        self.refresh()
+        self._number += 1
+        process = sys.modules.get("multiprocessing.process")
+        context: Any = sys.modules.get("multiprocessing.context")
+        method = context and context._default_context.get_start_method(allow_none=True)
+        return pickling.dumps_plain(
+            {
+                "argv": [str(argument) for argument in sys.argv],
+                "authkey": self._authkey,
+                "depth": nesting.depth + 1,
+                "initializer": self.initializer,
+                "name": f"LokyProcess-{self._number}",
+                "number": self._number,
+                "parent_name": process.current_process().name if process else "MainProcess",
+                "parent_pid": os.getpid(),
+                "path": self._path,
+                "start_method": method or None,
+            }
+        )
+
+
+class Port:
+    """One worker's process and channel."""
+
+    def __init__(self, worker: Worker, settings: WorkerSettings) -> None:
+        self.worker = worker
+        self.settings = settings
+        self.channel = open_channel()
+        self.reader = protocol.FrameReader()
+        self.process: Process | None = None
+        self.backlog: deque[Task] = deque()  # assigned, but the channel has no room
+        self.told = -1  # version of the settings that the worker has been told
+        self._fault_fd = -1
+
+    def start(self) -> None:
+        """Start the process.
+
+        Raises
+        ------
+        OSError
+            No process, descriptor or memory left.
+        """
+        from ..wire.channel_linux import anonymous_file
+
+        self._fault_fd = anonymous_file("loky-fault")
+        self.channel.send_settings(self.settings.first_words())
+        self.told = self.settings.version
+        fds = [*self.channel.worker_fds(), lifeline(), self._fault_fd]
+        self.process = launch(self.settings.environment(), fds)
+        self.channel.started()
+
+    def send(self, task: Task) -> bool:
+        """Send a task whose message is ready; false if there is no room for it now."""
+        version = self.settings.refresh()
+        prefix = b""
+        if version != self.told:
+            prefix = self.settings.prefix
+        if not self.channel.send(protocol.TASK, task.id, task.message, prefix):
+            return False
+        self.told = version
+        return True
+
+    def fault_text(self) -> str:
+        """What the worker's faulthandler has written."""
+        if self._fault_fd < 0:
+            return ""
+        try:
+            return os.pread(self._fault_fd, 64 * 1024, 0).decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def close(self) -> None:
+        """Let go of everything. Harmless when repeated."""
+        self.channel.close()
+        if self.process is not None:
+            self.process.close()
+        if self._fault_fd >= 0:
+            os.close(self._fault_fd)
+            self._fault_fd = -1

@@ -1,0 +1,614 @@
+"""Which task goes to which worker, and what a death means: a pure state machine.
+
+Rule 1: everything that affects the fate of a task or of a worker is decided in this file.
+
+Rule 2: no I/O, no threads, no locks, no clock, no user code. Whoever drives it calls one method
+per event, passes the time in, and then carries out `decisions`, oldest first. That is why the
+same object can run a real pool, a hypothesis state machine and a simulator with virtual time.
+
+Rule 3: work per event is constant: it depends neither on the number of queued tasks nor on the
+number of workers (workers are kept in buckets by load). Deaths, resizes and shutdowns may cost
+one pass over what they concern.
+
+Invariants, checked by the tests after every step:
+
+- every submitted task is settled exactly once;
+- a task is in the hands of at most one worker, and runs twice only if it was certainly never read;
+- no worker holds more tasks than its window;
+- while tasks wait, a worker is alive or starting, or the pool is broken;
+- after shutdown, once every task is settled and every worker gone, `closed` is true.
+
+What the decisions and verdicts are stands in `model.py`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from .model import (
+    ASSIGNED,
+    CANCELLED,
+    DONE,
+    DRAINING,
+    GONE,
+    KILL,
+    PENDING,
+    READY,
+    RECALL,
+    REFUSED,
+    RETIRE,
+    RETIRING,
+    SEND,
+    SETTLE,
+    START,
+    STARTING,
+    Broken,
+    Lost,
+    Task,
+    Worker,
+)
+
+# About this much work, in seconds, is kept in a worker's channel ahead of the task it runs: enough
+# to hide the parent's latency (about 0.2 ms a round trip), little enough to recall (DESIGN 5).
+AHEAD_SECONDS = 1e-3
+# One task ahead is worth having up to this duration; beyond it the gap is below two per cent.
+AHEAD_WORTH_SECONDS = 10e-3
+MAX_AHEAD = 64
+# Behind a task that has run this long nothing stays queued that the channel can give back.
+SLOW_HEAD_SECONDS = 2e-3
+# A starting worker keeps the task it was promised this long, or this many times a usual start.
+SLOW_START_SECONDS = 1.0
+SLOW_START_FACTOR = 4.0
+# Deaths outside of tasks: this many within this time break the pool (the restart intensity of an
+# Erlang supervisor, https://www.erlang.org/doc/system/sup_princ.html#maximum-restart-intensity).
+INTENSITY_SECONDS = 10.0
+INTENSITY_BASE = 5
+INTENSITY_EACH = 2
+# This many failed starts with no success in between break it too, however slow they are.
+FAILED_STARTS_BASE = 3
+FAILED_STARTS_EACH = 2
+
+
+class Scheduler:
+    """The state machine; see the rules at the top of the file.
+
+    Parameters
+    ----------
+    max_workers : int
+        How many workers there may be at a time, at least 1.
+    idle_timeout : float or None
+        Seconds after which a worker without work leaves; ``None``: never.
+    max_tasks_per_child : int or None
+        Tasks after which a worker is replaced; ``None``: never.
+    break_on_crash : bool
+        Whether the death of any worker breaks the pool, as the standard library has it.
+    can_recall : bool
+        Whether the channels can take back unread tasks. Without it windows stay at two, and
+        nothing is given to a worker that is not ready.
+    """
+
+    def __init__(
+        self,
+        max_workers: int,
+        *,
+        idle_timeout: float | None = None,
+        max_tasks_per_child: int | None = None,
+        break_on_crash: bool = False,
+        can_recall: bool = True,
+    ) -> None:
+        self.max_workers = max_workers
+        self.idle_timeout = idle_timeout
+        self.max_tasks_per_child = max_tasks_per_child
+        self.break_on_crash = break_on_crash
+        self.can_recall = can_recall
+        self.decisions: list[tuple[Any, ...]] = []
+        self.pending: deque[Task] = deque()
+        self.workers: dict[int, Worker] = {}
+        self.broken: Broken | None = None
+        self.closing = False
+        self.outstanding = 0  # submitted and not settled
+        self._assigned = 0  # in some worker's line
+        self._dead_pending = 0  # settled while waiting in `pending`
+        self._next_worker = 0
+        self._floor = 0  # workers wanted whether or not there is work for them
+        self._begun = False
+        # Ready workers that may be given tasks, by load; each bucket is an ordered set.
+        self._buckets: list[dict[Worker, None]] = [{} for _ in range(MAX_AHEAD + 3)]
+        # Starting workers, and those of them without a task.
+        self._starting: dict[Worker, None] = {}
+        self._unborn: dict[Worker, None] = {}
+        self._live = 0  # starting or ready
+        self._busy = 0  # with a line that is not empty
+        self._duration: float | None = None  # what tasks take, pessimistic, seconds
+        self._window = 1
+        self._usual_start: float | None = None
+        self._look_at: float | None = None  # when to look for slow heads
+        self._deaths: deque[float] = deque()
+        self._failed_starts = 0
+
+    # ------------------------------------------------------------------ what can be asked
+
+    @property
+    def closed(self) -> bool:
+        """Nothing is left to do and nothing will come."""
+        return (self.closing or self.broken is not None) and not (
+            self.outstanding or self.workers or self.decisions
+        )
+
+    @property
+    def window(self) -> int:
+        """How many tasks a ready worker may hold, the running one included."""
+        return self._window
+
+    def deadline(self) -> float | None:
+        """When `tick` should be called at the latest, on the clock of the `now` arguments."""
+        at = self._look_at
+        idle = self._buckets[0]
+        if self.idle_timeout is not None and idle:
+            # The bucket is in the order of becoming idle, so the first is the next to go.
+            due = next(iter(idle)).idle_since + self.idle_timeout
+            at = due if at is None or due < at else at
+        if self._starting and self._live > len(self._starting):
+            slow = self._slow_start()
+            for worker in self._starting:
+                if worker.line and not worker.recalling:
+                    due = worker.started + slow
+                    at = due if at is None or due < at else at
+        return at
+
+    # ------------------------------------------------------------------ events: tasks
+
+    def submit(self, task: Task) -> None:
+        """Take a task in; `dispatch` hands it out."""
+        self.outstanding += 1
+        if self.broken is not None:
+            self._settle(task, self.broken)
+        elif self.closing:
+            self._settle(task, REFUSED)
+        else:
+            self.pending.append(task)
+
+    def cancel(self, task: Task) -> None:
+        """Settle the task as cancelled if no worker has read it; else leave it alone.
+
+        The answer is the SETTLE decision, or its absence once a recall has been answered.
+        """
+        if task.state == PENDING:
+            self._dead_pending += 1  # forgotten when it comes up in `pending`
+            self._settle(task, CANCELLED)
+        elif task.state == ASSIGNED and self.can_recall:
+            task.cancel_wanted = True
+            self._recall(_worker_of(task))
+
+    def cancelled(self, task: Task) -> None:
+        """The driver settled a waiting task itself: forget it."""
+        if task.state == PENDING:
+            self._finish(task)
+            self._dead_pending += 1
+            if self._dead_pending > 1000 and self._dead_pending * 2 > len(self.pending):
+                alive = [task for task in self.pending if task.state == PENDING]
+                self._drop_pending()
+                self.pending.extend(alive)
+
+    def stop(self, task: Task) -> None:
+        """Cancel the task even if it runs: its worker is ended, what that had not read goes on."""
+        if task.state == ASSIGNED:
+            worker = _worker_of(task)
+            task.cancel_wanted = True
+            if worker.line[0] is task:
+                # First make sure that nothing else is read: the worker may be just about to go on
+                # to its next task, which must not die in this one's place. See `recalled`.
+                worker.doomed = task
+            if self.can_recall:
+                self._recall(worker)
+            elif worker.doomed is not None:
+                self._stop_now(worker)
+        else:
+            self.cancel(task)
+
+    def dropped(self, task: Task) -> None:
+        """An assigned task turned out to be unsendable and was settled by the driver."""
+        if task.state == ASSIGNED:
+            worker = _worker_of(task)
+            self._unassign(worker, task)
+            self._finish(task)
+            self._after_unassign(worker)
+        else:
+            self.cancelled(task)
+
+    def result(self, worker: Worker, task: Task, now: float, seconds: float) -> None:
+        """The worker finished this task of its line, which took that long to run."""
+        line = worker.line
+        buckets = self._buckets
+        buckets[len(line)].pop(worker, None)
+        if line[0] is task:
+            line.popleft()
+        else:  # cannot happen over an honest channel; one odd reply must not break the rest
+            line.remove(task)
+        self._assigned -= 1
+        self.outstanding -= 1
+        task.state = DONE
+        task.worker = None
+        worker.head_since = now
+        worker.slow = False
+        known = self._duration
+        if known is None or seconds >= known:
+            self._duration = seconds
+        else:
+            self._duration = known + (seconds - known) * 0.1
+        self._set_window()
+        if line:
+            if worker.state == READY and worker.budget and not worker.recalling:
+                buckets[len(line)][worker] = None
+            return
+        self._busy -= 1
+        worker.idle_since = now
+        if not worker.recalling:
+            if worker.state == READY and worker.budget:
+                buckets[0][worker] = None
+            elif worker.state != RETIRING:
+                self._retire(worker)
+
+    # ------------------------------------------------------------------ events: workers
+
+    def ready(self, worker: Worker, now: float) -> None:
+        """The worker has started and run its initializer."""
+        if worker.state != STARTING:
+            return
+        worker.state = READY
+        worker.was_ready = True
+        self._starting.pop(worker, None)
+        self._unborn.pop(worker, None)
+        took = now - worker.started
+        usual = self._usual_start
+        self._usual_start = took if usual is None else usual + (took - usual) * 0.3
+        self._failed_starts = 0
+        worker.head_since = worker.idle_since = now
+        if worker.budget == 0:
+            self._unlive(worker, DRAINING)
+        self._enter_bucket(worker)
+
+    def recalled(self, worker: Worker, unread: list[Task]) -> None:
+        """Answer to RECALL: these tasks, in order, were taken back before it read them."""
+        worker.recalling = False
+        for task in reversed(unread):
+            self._take_back(worker, task)
+        doomed, worker.doomed = worker.doomed, None
+        if doomed is not None and doomed.state == ASSIGNED:
+            if len(worker.line) == 1:
+                worker.doomed = doomed
+                self._stop_now(worker)
+                return
+            doomed.cancel_wanted = False  # it is finished: its result is on the way
+        self._after_unassign(worker)
+
+    def lost(self, worker: Worker, unread: list[Task], now: float, exit: Any = None) -> None:
+        """The process has ended, every result that it sent was reported, `unread` was taken back.
+
+        Parameters
+        ----------
+        worker : Worker
+            Whose process it was.
+        unread : list of Task
+            What it certainly did not read, in order.
+        now : float
+            The time, in seconds.
+        exit : object
+            How it ended; passed on in the verdict.
+        """
+        state = worker.state
+        if state == GONE:
+            return
+        for task in reversed(unread):
+            self._take_back(worker, task)
+        # At most one task was read and not answered: the head. What came behind it was still in
+        # the channel, even where the channel cannot show it (DESIGN 5).
+        for task in list(worker.line)[:0:-1]:
+            self._take_back(worker, task)
+        culprit = worker.line[0] if worker.line else None
+        self._unlive(worker, GONE)
+        del self.workers[worker.id]
+        lost = Lost(worker, exit, max(0.0, now - worker.head_since))
+        if culprit is not None:
+            self._unassign(worker, culprit)
+            if self.break_on_crash and self.broken is None:
+                culprit.state = PENDING
+                self.pending.appendleft(culprit)  # shares the verdict of all others
+            else:
+                self._settle(culprit, CANCELLED if culprit is worker.doomed else lost)
+        if state == RETIRING or self.broken is not None:
+            return
+        if self.break_on_crash:
+            self.break_(Broken("a worker process ended", lost))
+        elif culprit is None:
+            self._count_death(state, now, lost)
+
+    # ------------------------------------------------------------------ events: the pool
+
+    def resize(self, max_workers: int) -> None:
+        """Change the number of workers: more at once, fewer as they finish what they run."""
+        self.max_workers = max_workers
+        if self.closing or self.broken is not None:
+            return
+        self._floor = max_workers if self._begun else 0
+        excess = self._live - max_workers
+        if excess > 0:
+            alive = [w for w in self.workers.values() if w.state in (STARTING, READY)]
+            # Least loss first: not yet born, idle, then least loaded; the youngest of equals.
+            alive.sort(key=lambda w: (w.state == READY, len(w.line), -w.id))
+            for worker in alive[:excess]:
+                if not worker.line:
+                    self._retire(worker)
+                else:
+                    self._unlive(worker, DRAINING)
+                    if self.can_recall:
+                        self._recall(worker)
+
+    def shutdown(self, *, cancel: bool = False, kill: bool = False) -> None:
+        """Take no more tasks and close once the present ones are settled.
+
+        Parameters
+        ----------
+        cancel : bool
+            Also settle as cancelled what no worker has read.
+        kill : bool
+            Also end the workers now and settle everything as refused.
+        """
+        self.closing = True
+        self._floor = 0
+        if kill:
+            self._settle_everything(REFUSED)
+            self._kill_everybody()
+        elif cancel:
+            waiting = [task for task in self.pending if task.state == PENDING]
+            self._drop_pending()
+            for task in waiting:
+                self._settle(task, CANCELLED)
+            if self.can_recall:
+                for worker in self.workers.values():
+                    for task in worker.line:
+                        task.cancel_wanted = True
+                    if worker.line:
+                        self._recall(worker)
+
+    def break_(self, broken: Broken) -> None:
+        """Nothing can run any more: every task gets this verdict, every worker is ended."""
+        if self.broken is None:
+            self.broken = broken
+            self._settle_everything(broken)
+            self._kill_everybody()
+
+    def tick(self, now: float) -> None:
+        """Do what is due by now."""
+        if self._look_at is not None and now >= self._look_at:
+            self._look_at = None
+            self._look_for_slow_heads(now)
+        if self.idle_timeout is not None:
+            idle = self._buckets[0]
+            while idle and not self.pending:
+                worker = next(iter(idle))
+                if now < worker.idle_since + self.idle_timeout:
+                    break
+                self._retire(worker)
+                self._floor = min(self._floor, self._live)
+        if self._starting and self._live > len(self._starting):
+            slow = self._slow_start()
+            for worker in self._starting:
+                if worker.line and now >= worker.started + slow:
+                    self._recall(worker)
+
+    # ------------------------------------------------------------------ handing out
+
+    def dispatch(self, now: float) -> None:
+        """Hand out what can be handed out, start who is needed. Call it after every event."""
+        if self.broken is not None:
+            return
+        pending = self.pending
+        if pending or self._live < self._floor:
+            self._ensure_workers(now)
+        buckets = self._buckets
+        decisions = self.decisions
+        low = 1
+        while pending:
+            task = pending[0]
+            if task.state != PENDING:  # cancelled while it waited
+                pending.popleft()
+                self._dead_pending -= 1
+                continue
+            # An idle worker, else one about to start (a cold pool of four really uses four), else
+            # the least loaded with room in its window. Loads only grow here, so `low` does too.
+            if buckets[0]:
+                worker, _ = buckets[0].popitem()  # the most recently used: warm caches
+                worker.head_since = now
+                self._busy += 1
+            elif self._unborn and self.can_recall:
+                worker = next(iter(self._unborn))
+                del self._unborn[worker]
+                self._busy += 1
+            else:
+                while low < self._window and not buckets[low]:
+                    low += 1
+                if low >= self._window:
+                    break
+                worker = next(iter(buckets[low]))
+                del buckets[low][worker]
+                if now - worker.head_since > SLOW_HEAD_SECONDS:
+                    worker.slow = True  # back in a bucket with its next result
+                    continue
+            pending.popleft()
+            line = worker.line
+            line.append(task)
+            self._assigned += 1
+            task.state = ASSIGNED
+            task.worker = worker
+            if worker.budget > 0:
+                worker.budget -= 1
+            if worker.state == READY:
+                if worker.budget:
+                    buckets[len(line)][worker] = None
+                else:  # it holds its last task: let a replacement start meanwhile
+                    self._unlive(worker, DRAINING)
+            decisions.append((SEND, worker, task))
+        if pending and self._live < self.max_workers:
+            self._ensure_workers(now)
+        if self._assigned > self._busy and self._look_at is None:
+            self._look_at = now + SLOW_HEAD_SECONDS
+        if self.closing and not self.outstanding:
+            for worker in self.workers.values():
+                if worker.state != RETIRING:
+                    self._retire(worker)
+
+    # ------------------------------------------------------------------ inner workings
+
+    def _slow_start(self) -> float:
+        return max(SLOW_START_SECONDS, SLOW_START_FACTOR * (self._usual_start or 0.0))
+
+    def _set_window(self) -> None:
+        seconds = self._duration
+        if seconds is None or seconds > AHEAD_WORTH_SECONDS:
+            self._window = 1
+        elif not self.can_recall:
+            self._window = 2
+        elif seconds * MAX_AHEAD <= AHEAD_SECONDS:
+            self._window = 1 + MAX_AHEAD
+        else:
+            self._window = 1 + max(1, int(AHEAD_SECONDS / seconds))
+
+    def _ensure_workers(self, now: float) -> None:
+        if not self._begun:
+            self._begun = True
+            self._floor = 0 if self.closing else self.max_workers
+        wanted = min(self.max_workers, max(self._floor, self.outstanding))
+        while self._live < wanted:
+            budget = -1 if self.max_tasks_per_child is None else self.max_tasks_per_child
+            worker = Worker(self._next_worker, now, budget)
+            self._next_worker += 1
+            self.workers[worker.id] = worker
+            self._starting[worker] = None
+            self._unborn[worker] = None
+            self._live += 1
+            self.decisions.append((START, worker))
+
+    def _enter_bucket(self, worker: Worker) -> None:
+        if worker.state == READY and worker.budget and not (worker.recalling or worker.slow):
+            self._buckets[len(worker.line)][worker] = None
+
+    def _unlive(self, worker: Worker, state: int) -> None:
+        """Give the worker no more tasks, and move it to a state that does not count as live."""
+        self._buckets[len(worker.line)].pop(worker, None)
+        if worker.state in (STARTING, READY):
+            self._live -= 1
+            self._starting.pop(worker, None)
+            self._unborn.pop(worker, None)
+        worker.state = state
+
+    def _retire(self, worker: Worker) -> None:
+        self._unlive(worker, RETIRING)
+        self.decisions.append((RETIRE, worker))
+
+    def _recall(self, worker: Worker) -> None:
+        if not worker.recalling and worker.state != RETIRING:
+            self._buckets[len(worker.line)].pop(worker, None)
+            worker.recalling = True
+            self.decisions.append((RECALL, worker))
+
+    def _stop_now(self, worker: Worker) -> None:
+        """End the worker; `doomed`, the one task that it has, is settled when it is gone."""
+        self._unlive(worker, RETIRING)
+        self.decisions.append((KILL, worker))
+
+    def _unassign(self, worker: Worker, task: Task) -> None:
+        self._buckets[len(worker.line)].pop(worker, None)
+        worker.line.remove(task)
+        if not worker.line:
+            self._busy -= 1
+        self._assigned -= 1
+        if worker.budget >= 0:
+            worker.budget += 1
+        task.worker = None
+
+    def _take_back(self, worker: Worker, task: Task) -> None:
+        """Return an unread task to the front of the queue."""
+        if task.state != ASSIGNED or task.worker is not worker:
+            return
+        self._unassign(worker, task)
+        if task.cancel_wanted:
+            self._settle(task, CANCELLED)
+        else:
+            task.state = PENDING
+            self.pending.appendleft(task)
+
+    def _after_unassign(self, worker: Worker) -> None:
+        """Put a worker whose line became shorter where it belongs now."""
+        if worker.recalling:
+            return
+        if not worker.line:
+            worker.slow = False  # it had not even read its head: descheduled, not slow
+        if worker.state == STARTING:
+            if not worker.line:
+                self._unborn[worker] = None
+        elif worker.state == DRAINING and not worker.line:
+            self._retire(worker)
+        else:
+            self._enter_bucket(worker)
+
+    def _look_for_slow_heads(self, now: float) -> None:
+        """Take back what waits behind a task that runs for long: somebody else is faster."""
+        for bucket in self._buckets[2:]:
+            for worker in list(bucket):
+                if now - worker.head_since > SLOW_HEAD_SECONDS:
+                    worker.slow = True
+                    self._recall(worker)
+
+    def _count_death(self, state: int, now: float, lost: Lost) -> None:
+        deaths = self._deaths
+        deaths.append(now)
+        while deaths[0] < now - INTENSITY_SECONDS:
+            deaths.popleft()
+        if state == STARTING:
+            self._failed_starts += 1
+        if self._failed_starts >= max(FAILED_STARTS_BASE, FAILED_STARTS_EACH * self.max_workers):
+            reason = f"{self._failed_starts} workers in a row ended while starting"
+            self.break_(Broken(reason, lost))
+        elif len(deaths) > INTENSITY_BASE + INTENSITY_EACH * self.max_workers:
+            reason = (
+                f"{len(deaths)} workers ended while starting or idle within "
+                f"{INTENSITY_SECONDS:g} seconds"
+            )
+            self.break_(Broken(reason, lost))
+
+    def _finish(self, task: Task) -> None:
+        task.state = DONE
+        task.worker = None
+        self.outstanding -= 1
+
+    def _settle(self, task: Task, verdict: Any) -> None:
+        self._finish(task)
+        self.decisions.append((SETTLE, task, verdict))
+
+    def _drop_pending(self) -> None:
+        self.pending.clear()
+        self._dead_pending = 0
+
+    def _settle_everything(self, verdict: Any) -> None:
+        waiting = [task for task in self.pending if task.state == PENDING]
+        self._drop_pending()
+        for worker in self.workers.values():
+            self._buckets[len(worker.line)].pop(worker, None)
+            waiting += worker.line
+            worker.line.clear()
+        self._assigned = self._busy = 0
+        for task in waiting:
+            self._settle(task, verdict)
+
+    def _kill_everybody(self) -> None:
+        for worker in self.workers.values():
+            self._unlive(worker, RETIRING)
+            self.decisions.append((KILL, worker))
+
+
+def _worker_of(task: Task) -> Worker:
+    worker = task.worker
+    assert worker is not None
+    return worker

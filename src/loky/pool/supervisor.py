@@ -1,0 +1,719 @@
+"""Owns the worker processes: one thread watches, the scheduler decides, this file carries out.
+
+Rule 1: the scheduler and all records here are touched by the *leader* only, the thread that holds
+`_baton`. Other threads, finalizers and signal handlers do two things: append to `_inbox` and wake
+the poller. Both are single steps that KeyboardInterrupt cannot split.
+
+Rule 2: user code never runs while the baton is held. The leader lays the baton down, runs the
+reducer, the unpickling or the callback, and takes the baton up again. If that lasts longer than a
+tick, a parked thread, the *guardian*, picks the baton up and leads instead; whoever comes back to
+find the baton gone posts its outcome to the inbox and parks. So no user code can stand between a
+death or a timer and its handling for more than a tick or two, a callback may wait for another
+future of the same pool, and in the usual case nothing is handed from thread to thread.
+
+Hence Rule 3: after `_as_user`, nothing that was read from `self` before it may be relied on.
+
+Rule 4: nobody waits here for a process without also watching it end: every wait of the leader is
+the poller's.
+
+Reducers are called by one thread at a time: while a deposed leader is still inside one
+(`_encoding`), no other task that needs one is encoded.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from _thread import RLock, allocate_lock, get_ident
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+from typing import Any
+
+from ..future import PENDING as FUTURE_PENDING
+from ..future import RUNNING as FUTURE_RUNNING
+from ..future import Future, Sleepers
+from ..options import PoolOptions
+from ..wire import pickling, protocol
+from . import outcome
+from .model import (
+    ASSIGNED,
+    DONE,
+    KILL,
+    READY,
+    RECALL,
+    REFUSED,
+    RETIRE,
+    SEND,
+    SETTLE,
+    START,
+    Broken,
+    Task,
+    Worker,
+)
+from .poller import open_poller
+from .port import Port, WorkerSettings
+from .scheduler import Scheduler
+
+# How long user code may keep the watch, in seconds. A handover costs two thread switches (about
+# 0.1 ms each on a loaded machine), so it should be rare; a death noticed 10 ms late is no harm.
+TICK = 5e-3
+# A worker that was asked to leave and has nothing to do is ended after this many seconds: its exit
+# handlers, or threads that a task left running, may never finish.
+LEAVE_SECONDS = 10.0
+
+# Without a descriptor that shows a process's end (no pidfd), how often to ask, in seconds.
+UNWATCHED_SECONDS = 0.05
+
+NEW, OPEN, CLOSING, CLOSED, ABANDONED = range(5)
+
+interpreter_is_leaving = False
+_pools: weakref.WeakSet[Supervisor] = weakref.WeakSet()
+
+
+class _Gone:
+    """Tells the poller's report of a process's end from one of its channel."""
+
+    __slots__ = ("port",)
+
+    def __init__(self, port: Port) -> None:
+        self.port = port
+
+
+class Supervisor:
+    """The pool behind an executor. See the rules at the top of the file.
+
+    Parameters
+    ----------
+    options : PoolOptions
+        Validated options.
+    """
+
+    def __init__(self, options: PoolOptions) -> None:
+        self.options = options
+        self.state = NEW
+        self.broken: Broken | None = None
+        self.scheduler = Scheduler(
+            options.max_workers,
+            idle_timeout=options.timeout,
+            max_tasks_per_child=options.max_tasks_per_child,
+            break_on_crash=options.crash_policy == "break",
+        )
+        self.settings = WorkerSettings(options)
+        self._poller: Any = None
+        self._asleep = False
+        self._inbox: deque[Any] = deque()  # tasks, and (function, *arguments) for the leader
+        self._outbox: deque[tuple[Worker, Task]] = deque()  # to be pickled and sent, in order
+        self._endings: deque[tuple[Callable[..., None], Any, Any]] = deque()  # to be told to users
+        self._cancels: list[tuple[Task, Future[Any], Any]] = []
+        self._leaving: dict[Port, float] = {}  # asked to leave; when to lose patience
+        self._ports: dict[int, Port] = {}
+        self._unwatched: dict[Port, None] = {}  # whose end shows on no descriptor
+        self._encoding = False
+        self._ids = 0
+        # Who watches.
+        self._baton = allocate_lock()
+        self._alarm = allocate_lock()
+        self._alarm.acquire()
+        self._leader = 0
+        self._in_user_code = False
+        self._section = 0  # counts stretches of user code
+        self._armed = False  # a guardian is counting ticks
+        self._hurry = False
+        self._parked = 0
+        self._starting = RLock()  # re-entrant: finalizers shut pools down
+        self._ended = Sleepers()
+        _pools.add(self)
+
+    # ------------------------------------------------------------------ from any thread
+
+    def submit(self, future: Future[Any], fn: Any, args: Any, kwargs: Any) -> None:
+        """Take a call in. The append is the one step that counts; the rest may be interrupted."""
+        task = Task(0, fn, args, kwargs, future)
+        future._task = task
+        future._pool = self
+        try:
+            self._inbox.append(task)
+            if self._asleep:
+                self._asleep = False
+                self._poller.wake()
+        except BaseException:
+            self._asleep and self._poller.wake()
+            raise
+        if self.state != OPEN:
+            self._not_open()
+
+    def submit_many(self, tasks: list[Task]) -> None:
+        """Take several calls in at once, in one uninterruptible step."""
+        for task in tasks:
+            task.future._task = task
+            task.future._pool = self
+        try:
+            self._inbox.extend(tasks)
+        finally:
+            if self._asleep:
+                self._poller.wake()
+        if self.state != OPEN:
+            self._not_open()
+
+    def post(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Have the leader call this, soon."""
+        self._inbox.append((function, *arguments))
+        if self._asleep:
+            self._poller.wake()
+
+    def _not_open(self) -> None:
+        """Something was submitted to a pool whose threads are not running, yet or any more."""
+        if self.state == NEW:
+            with self._starting:
+                if self.state == NEW:
+                    self._poller = open_poller()
+                    # Repeated after an interrupt, this is harmless: members sort themselves out.
+                    self._start_member()
+                    self.state = OPEN
+        elif self.state >= CLOSED:
+            self._refuse_late()
+
+    def _refuse_late(self) -> None:
+        """Settle what came in after the leader's last look."""
+        while self._inbox:
+            try:
+                event = self._inbox.popleft()
+            except IndexError:
+                break
+            if type(event) is Task:
+                outcome.settle(event, self.broken or REFUSED)
+
+    @property
+    def refusing(self) -> bool:
+        """Whether nothing can be submitted: shut down, broken, abandoned or leaving."""
+        return self.state > OPEN or self.broken is not None
+
+    def resize(self, max_workers: int) -> None:
+        """Change the number of workers."""
+        self.post(self.scheduler.resize, max_workers)
+
+    def let_idle_go(self) -> None:
+        """Have idle workers leave at once, from now on; work brings them back."""
+        self.post(setattr, self.scheduler, "idle_timeout", 0.0)
+
+    def shutdown(self, *, cancel: bool = False, kill: bool = False) -> None:
+        """Take no more tasks; close when the present ones are settled, or now."""
+        if self.state == NEW:
+            with self._starting:
+                if self.state == NEW:
+                    self.state = CLOSED
+                    self._refuse_late()
+                    return
+        if self.state == OPEN:
+            self.state = CLOSING
+        if self.state == CLOSING:
+            self.post(self._shutdown, cancel, kill)
+
+    def _shutdown(self, cancel: bool, kill: bool) -> None:
+        self.scheduler.shutdown(cancel=cancel, kill=kill)
+
+    def wait_closed(self, timeout: float | None = None) -> bool:
+        """Wait until every task is settled and every worker gone."""
+        self.will_wait()
+        return self._ended.sleep(self.is_closed, timeout)
+
+    def is_closed(self) -> bool:
+        """Whether nothing is left of the pool."""
+        return self.state >= CLOSED
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers that have not ended."""
+        return [port.process.pid for port in list(self._ports.values()) if port.process]
+
+    # ------------------------------------------------------------------ for futures (Canceller)
+
+    def note_cancelled(self, task: Any) -> None:
+        """See `future.Canceller`."""
+        self._inbox.append((self.scheduler.cancelled, task))
+
+    def cancel_sent(self, future: Any, task: Any, *, kill: bool) -> bool:
+        """See `future.Canceller`."""
+        if task is None or self.state >= CLOSED:
+            return bool(future.cancelled())
+        sleeper = None
+        if self._leader == get_ident() and not self._in_user_code:
+            # A finalizer struck the leader in the middle of its work: it cannot wait for itself.
+            self.post(self._cancel, task, future, kill, None)
+            return False
+        sleeper = allocate_lock()
+        sleeper.acquire()
+        future._sleepers.append(sleeper)
+        self.post(self._cancel, task, future, kill, sleeper)
+        self.will_wait()
+        sleeper.acquire()
+        future._sleepers.forget(sleeper)
+        return bool(future.cancelled())
+
+    def _cancel(self, task: Task, future: Future[Any], kill: bool, sleeper: Any) -> None:
+        if kill:
+            self.scheduler.stop(task)
+        else:
+            self.scheduler.cancel(task)
+        if sleeper is not None:
+            self._cancels.append((task, future, sleeper))
+
+    def will_wait(self) -> None:
+        """See `future.Canceller`."""
+        if self.state == ABANDONED:
+            from ..errors import ShutdownExecutorError
+
+            raise ShutdownExecutorError(
+                "this process was forked from the one that owns the executor: the future will be "
+                "settled there, not here"
+            )
+        if self._in_user_code and self._leader == get_ident():
+            # A callback is about to wait: let a guardian take over without delay.
+            self._hurry = True
+            self._arm()
+
+    # ------------------------------------------------------------------ leader and guardians
+
+    def _start_member(self) -> None:
+        threading.Thread(target=self._member, name="loky-pool", daemon=True).start()
+
+    def _member(self) -> None:
+        """What every thread of the pool does: lead if nobody leads, else stand by."""
+        try:
+            while self.state < CLOSED:
+                if self._baton.acquire(False):
+                    self._lead()
+                else:
+                    self._stand_by()
+        except BaseException as error:  # a bug in this library: nobody must wait for ever
+            self._panic(error)
+            raise
+        self._arm()  # one guardian after the other leaves
+
+    def _stand_by(self) -> None:
+        """Be a guardian until the baton can be had or the pool is closed."""
+        self._parked += 1
+        try:
+            while self.state < CLOSED:
+                # The leader says that it runs user code before it looks whether somebody counts,
+                # and here it is the other way round, so one of the two sees the other.
+                if not self._in_user_code:
+                    self._alarm.acquire()  # no wake-ups while nothing happens
+                self._armed = True
+                section = self._section
+                while self.state < CLOSED:
+                    if not self._hurry:
+                        self._alarm.acquire(True, TICK)
+                    if self._in_user_code and (self._hurry or self._section == section):
+                        self._hurry = self._armed = False
+                        return  # to take the baton
+                    if self._section == section:
+                        self._armed = False
+                        break
+                    section = self._section
+        finally:
+            self._parked -= 1
+
+    def _arm(self) -> None:
+        self._armed = True
+        try:
+            self._alarm.release()
+        except RuntimeError:  # somebody else has just done it
+            pass
+
+    def _as_user(
+        self,
+        function: Callable[[Any, Any], Any],
+        one: Any,
+        two: Any,
+        then: Callable[[Any, Any], None] | None = None,
+    ) -> bool:
+        """Run code that may call the user's; whether this thread still leads afterwards.
+
+        `then` gets `one` and what the function returned, and is called by whoever leads.
+        """
+        self._section += 1
+        self._in_user_code = True
+        if not self._armed:
+            self._arm()
+        self._baton.release()
+        outcome = None
+        try:
+            outcome = function(one, two)
+        except BaseException as error:  # it catches what is the user's: this one is ours
+            self.post(self._break, f"internal error: {error!r}", error)
+        if self._baton.acquire(False):
+            self._leader = get_ident()
+            self._in_user_code = False
+            if then is not None:
+                then(one, outcome)
+            return True
+        if then is not None:
+            self.post(then, one, outcome)
+        return False
+
+    def _lead(self) -> None:
+        """Watch and work until the pool is closed or somebody else has taken over."""
+        self._leader = get_ident()
+        self._in_user_code = False
+        if not self._parked:
+            try:
+                self._start_member()
+            except RuntimeError:  # too late in the interpreter's life
+                pass
+        scheduler = self.scheduler
+        inbox = self._inbox
+        poller = self._poller
+        while True:
+            now = monotonic()
+            while inbox:
+                event = inbox.popleft()
+                if type(event) is Task:
+                    self._ids += 1
+                    event.id = self._ids
+                    scheduler.submit(event)
+                else:
+                    event[0](*event[1:])
+            scheduler.dispatch(now)
+            self._apply(now)
+            if not self._work(now):
+                return
+            if self._cancels:
+                self._answer_cancels()
+            if scheduler.closed and not (self._outbox or self._endings or inbox):
+                self._close()
+                return
+            timeout = 0.0 if self._endings or scheduler.decisions else self._timeout()
+            self._asleep = True
+            ready = poller.poll(0.0 if inbox else timeout)
+            self._asleep = False
+            now = monotonic()
+            for what in ready:
+                if type(what) is Port:
+                    self._read(what, now)
+                else:
+                    self._reap(what.port, now)
+            due = scheduler.deadline()
+            if due is not None and due <= now:
+                scheduler.tick(now)
+            if self._leaving:
+                self._lose_patience(now)
+            if self._unwatched:
+                for port in list(self._unwatched):
+                    self._reap(port, now)
+
+    def _timeout(self) -> float | None:
+        """How long the poller may wait, in seconds."""
+        due = self.scheduler.deadline()
+        for impatient in self._leaving.values():
+            due = impatient if due is None or impatient < due else due
+        if self._unwatched and (self.scheduler.outstanding or self._leaving):
+            due = min(due or inf, monotonic() + UNWATCHED_SECONDS)
+        return None if due is None else max(0.0, due - monotonic())
+
+    def _lose_patience(self, now: float) -> None:
+        for port, due in list(self._leaving.items()):
+            if due <= now and port.process is not None:
+                self._leaving[port] = now + LEAVE_SECONDS
+                port.process.kill()
+
+    # ------------------------------------------------------------------ what comes in
+
+    def _read(self, port: Port, now: float) -> None:
+        """A worker has sent something."""
+        data = port.channel.receive()
+        if data:
+            self._take_in(port, data, now)
+            line = port.worker.line
+            if port.backlog:
+                self._flush(port)
+            if line and line[0].on_wire and line[0].future._state == FUTURE_PENDING:
+                line[0].future._state = FUTURE_RUNNING
+        elif data is not None:  # closed; its process's end is reported by other means
+            self._poller.remove(port.channel.fileno())
+
+    def _take_in(self, port: Port, data: bytes, now: float) -> None:
+        scheduler = self.scheduler
+        worker = port.worker
+        line = worker.line
+        for kind, task_id, seconds, payload in port.reader.feed(data):
+            if kind == protocol.READY:
+                scheduler.ready(worker, now)
+            elif kind == protocol.INIT_FAILED:
+                self._break("the initializer of a worker failed", outcome.InitFailed(bytes(payload)))
+            elif kind == protocol.TRACKER:
+                self._endings.append((outcome.send_tracker, port.channel, task_id))
+            elif line and line[0].id == task_id:  # else settled already, by a shutdown for instance
+                task = line[0]
+                scheduler.result(worker, task, now, seconds)
+                self._end(task, kind, payload)
+
+    def _end(self, task: Task, kind: int, payload: bytes | memoryview) -> None:
+        """A task has come back: settle its future now if no user code is in the way, or later."""
+        future = task.future
+        condition = future._condition
+        if kind == protocol.VALUE and condition.acquire(False):
+            try:
+                if not (future._done_callbacks or future._waiters):
+                    future._settle(pickling.loads(payload), None)
+                    return
+            finally:
+                condition.release()
+        self._endings.append((outcome.deliver, task, (kind, payload)))
+
+    def _reap(self, port: Port, now: float) -> None:
+        """A worker process has ended: take what it left, tell the scheduler, clean up."""
+        process = port.process
+        if process is None:
+            return
+        exit = process.poll()
+        if exit is None:
+            return
+        while data := port.channel.receive():  # a finished result survives its worker
+            self._take_in(port, data, now)
+        unread = self._take_back(port)
+        self.scheduler.lost(port.worker, unread, now, outcome.Death(exit, port.fault_text()))
+        self._forget(port)
+
+    def _forget(self, port: Port) -> None:
+        self._poller.remove(port.channel.fileno())
+        if port.process is not None:
+            self._poller.remove(port.process.fileno())
+        self._leaving.pop(port, None)
+        self._unwatched.pop(port, None)
+        self._ports.pop(port.worker.id, None)
+        port.close()
+
+    def _take_back(self, port: Port) -> list[Task]:
+        """Every task of the worker's that it has certainly not read, in order."""
+        recalled = {task_id: payload for _, task_id, payload in port.channel.recall()}
+        port.told = -1  # what it knows may have been in a message that was taken back
+        port.backlog.clear()
+        unread = []
+        for task in port.worker.line:
+            if task.on_wire:
+                if task.id not in recalled:
+                    continue
+                task.on_wire = False
+                task.message = recalled[task.id]
+                if task.future._state == FUTURE_RUNNING:
+                    task.future._state = FUTURE_PENDING
+            unread.append(task)
+        return unread
+
+    # ------------------------------------------------------------------ what the scheduler decided
+
+    def _apply(self, now: float) -> None:
+        scheduler = self.scheduler
+        while scheduler.decisions:
+            decisions, scheduler.decisions = scheduler.decisions, []
+            for decision in decisions:
+                what = decision[0]
+                if what == SEND:
+                    self._outbox.append((decision[1], decision[2]))
+                elif what == SETTLE:
+                    self._endings.append((outcome.settle, decision[1], decision[2]))
+                elif what == START:
+                    self._start(decision[1], now)
+                elif what == RECALL:
+                    port = decision[1].port
+                    if port is not None:
+                        scheduler.recalled(decision[1], self._take_back(port))
+                elif what == RETIRE:
+                    self._retire(decision[1], now)
+                elif what == KILL and decision[1].port is not None:
+                    decision[1].port.process.kill()
+                    self._leaving.setdefault(decision[1].port, now + LEAVE_SECONDS)
+            scheduler.dispatch(now)
+        if scheduler.broken is not None and self.broken is None:
+            self.broken = scheduler.broken
+
+    def _start(self, worker: Worker, now: float) -> None:
+        port = None
+        try:
+            port = Port(worker, self.settings)
+            port.start()
+        except OSError as error:
+            if port is not None:
+                port.close()
+            self.scheduler.start_failed(worker, now, outcome.Death(error, ""))
+            return
+        worker.port = port
+        self._ports[worker.id] = port
+        self._poller.add(port.channel.fileno(), port)
+        assert port.process is not None
+        if port.process.fileno() >= 0:
+            self._poller.add(port.process.fileno(), _Gone(port))
+        else:
+            self._unwatched[port] = None
+
+    def _retire(self, worker: Worker, now: float) -> None:
+        port: Port | None = worker.port
+        if port is None or port.process is None:
+            return
+        if not worker.was_ready and self.settings.initializer is None:
+            port.process.kill()  # it has run nothing of the user's: no need to let it finish
+        else:
+            port.channel.send(protocol.EXIT, 0, None, b"")
+        self._leaving[port] = now + LEAVE_SECONDS
+
+    def _break(self, reason: str, cause: Any) -> None:
+        self.scheduler.break_(Broken(reason, cause))
+
+    def _answer_cancels(self) -> None:
+        """Release those whose cancellation has turned out to be impossible."""
+        cancels, self._cancels = self._cancels, []
+        for task, future, sleeper in cancels:
+            worker = task.worker
+            if task.state == DONE or (worker is not None and worker.doomed is task):
+                continue  # the future's end wakes them
+            try:
+                sleeper.release()
+            except RuntimeError:
+                pass
+
+    # ------------------------------------------------------------------ work that may be the user's
+
+    def _work(self, now: float) -> bool:
+        """Send what is to be sent, tell what is to be told; false if somebody else leads now."""
+        while self._outbox:
+            worker, task = self._outbox[0]
+            if task.worker is not worker or task.state != ASSIGNED or task.on_wire:
+                self._outbox.popleft()  # taken back meanwhile
+                continue
+            if not task.future._taken and not task.future._take():
+                self._outbox.popleft()
+                self.scheduler.dropped(task)
+                continue
+            if task.message is None and not outcome.encode_plain(task):
+                if self._encoding:
+                    break  # reducers are called by one thread at a time
+                self._encoding = True
+                if not self._as_user(
+                    outcome.encode, task, self.options.job_reducers, self._encoded
+                ):
+                    return False
+                continue
+            self._outbox.popleft()
+            self._send(worker, task)
+        while self._endings:
+            function, one, two = self._endings.popleft()
+            if not self._as_user(function, one, two):
+                return False
+            if monotonic() - now > TICK:
+                break  # so that many short callbacks do not add up to a long one
+        return True
+
+    def _encoded(self, task: Task, error: BaseException | None) -> None:
+        self._encoding = False
+        if error is not None:
+            self._endings.append((outcome.fail, task, error))
+            self.scheduler.dropped(task)
+
+    def _send(self, worker: Worker, task: Task) -> None:
+        port: Port = worker.port
+        if port.backlog:
+            port.backlog.append(task)
+            return
+        try:
+            sent = port.send(task)
+        except OSError as error:  # no descriptors or buffers left in the system
+            self._endings.append((outcome.fail, task, error))
+            self.scheduler.dropped(task)
+            return
+        if not sent:
+            port.backlog.append(task)
+            return
+        task.on_wire = True
+        task.message = None
+        if worker.state == READY and worker.line[0] is task:
+            task.future._state = FUTURE_RUNNING
+
+    def _flush(self, port: Port) -> None:
+        waiting = list(port.backlog)
+        port.backlog.clear()
+        for task in waiting:
+            if task.worker is port.worker and task.state == ASSIGNED and not task.on_wire:
+                self._send(port.worker, task)
+
+    # ------------------------------------------------------------------ the end
+
+    def _close(self) -> None:
+        self.state = CLOSED
+        self._refuse_late()
+        self._poller.close()
+        self._ended.wake()
+
+    def _panic(self, error: BaseException) -> None:
+        """Something here is wrong: settle what can be settled rather than let anybody wait."""
+        self.broken = Broken(f"internal error: {error!r}", error)
+        self.state = CLOSED
+        tasks = [event for event in self._inbox if type(event) is Task]
+        tasks += self.scheduler.pending
+        for port in list(self._ports.values()):
+            tasks += port.worker.line
+            if port.process is not None:
+                port.process.kill()
+        for task in tasks:
+            outcome.settle(task, self.broken)
+        self._ended.wake()
+
+    def _abandon(self) -> None:
+        """In the child of a fork: this pool belongs to the parent."""
+        self.state = ABANDONED
+        self._inbox.clear()
+        for port in list(self._ports.values()):
+            port.close()
+        if self._poller is not None:
+            self._poller.abandon()
+
+
+def _abandon_all() -> None:
+    pools = list(_pools)
+    _pools.clear()
+    for pool in pools:
+        if pool.state != CLOSED:
+            pool._abandon()
+
+
+def _leaving_by_interrupt() -> bool:
+    """Whether the interpreter is ending because of a KeyboardInterrupt nobody caught."""
+    last = getattr(sys, "last_type", None)
+    return last is not None and issubclass(last, KeyboardInterrupt) and not hasattr(sys, "ps1")
+
+
+def _at_exit() -> None:
+    """Complete pending work, as the standard library promises; or be quick after a Ctrl-C."""
+    global interpreter_is_leaving
+    interpreter_is_leaving = True
+    pools = [pool for pool in list(_pools) if pool.state in (OPEN, CLOSING)]
+    kill = _leaving_by_interrupt()
+    for pool in pools:
+        pool.shutdown(kill=kill)
+    for pool in pools:
+        try:
+            pool.wait_closed()
+        except KeyboardInterrupt:
+            for other in pools:
+                other.shutdown(kill=True)
+            pool.wait_closed()
+
+
+def _register() -> None:
+    import os
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_abandon_all)
+    register = getattr(threading, "_register_atexit", None)
+    if register is None:
+        import atexit
+
+        atexit.register(_at_exit)
+    else:
+        # Before the interpreter waits for threads, which is before `atexit`.
+        register(_at_exit)
+
+
+_register()

@@ -1,0 +1,288 @@
+"""ProcessPoolExecutor: the facade.
+
+Rule 1: no I/O and no decisions here. Arguments are checked, calls become tasks, the pool
+(`loky.pool.supervisor`) does the rest.
+
+Rule 2: an executor that is collected without `shutdown` completes its work and then lets its
+workers go. So the pool must not refer to its executor, and what runs on collection does one thing:
+it posts to the pool's inbox.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from . import nesting
+from .future import Future
+from .mapping import check_arguments, start_map
+from .options import PoolOptions, check_max_workers, pool_options
+from .pool.model import Task
+from .pool.supervisor import Supervisor
+
+T = TypeVar("T")
+
+__all__ = [
+    "MAX_DEPTH",
+    "BrokenExecutor",
+    "BrokenProcessPool",
+    "LokyRecursionError",
+    "ProcessPoolExecutor",
+    "ShutdownExecutorError",
+    "TerminatedWorkerError",
+]
+
+MAX_DEPTH = int(os.environ.get("LOKY_MAX_DEPTH", nesting.DEFAULT_MAX_DEPTH))
+
+# Looked up when first used: importing them imports multiprocessing.
+_IN_ERRORS = frozenset(
+    {
+        "BrokenExecutor",
+        "BrokenProcessPool",
+        "LokyRecursionError",
+        "ShutdownExecutorError",
+        "TerminatedWorkerError",
+    }
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _IN_ERRORS:
+        from . import errors
+
+        return getattr(errors, name)
+    if name == "_CURRENT_DEPTH":
+        return nesting.depth
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class ProcessPoolExecutor(Executor):
+    """Runs calls in worker processes. A crash costs the call that crashed, not the pool.
+
+    Parameters
+    ----------
+    max_workers : int, optional
+        How many worker processes, at least 1. Default: `loky.cpu_count()`.
+    job_reducers, result_reducers : dict of type to callable, optional
+        How to pickle instances of these types, in the manner of `copyreg`, on the way to the
+        workers and back. Without `result_reducers`, `job_reducers` serve for both.
+    timeout : float, optional
+        Seconds after which a worker without work leaves; it comes back with the next work.
+        Default: workers stay.
+    context, mp_context : str or multiprocessing context, optional
+        ``"loky"`` (the default), or ``"loky_init_main"``, ``"spawn"``, ``"forkserver"``, whose
+        workers also import the parent's main module. All are started the same way, by fork and
+        exec. Two names for one option.
+    initializer : callable, optional
+        Called in each worker before its first task. If it raises, the pool is broken and every
+        future gets its traceback.
+    initargs : tuple, optional
+        The initializer's arguments.
+    env : dict of str to str, optional
+        Added to the workers' environment before they start.
+    max_tasks_per_child : int, optional
+        Tasks after which a worker is replaced. Default: never.
+    crash_policy : {"isolate", "break"}, optional
+        What the death of a worker costs: the task that it ran (``"isolate"``), or the pool, as in
+        `concurrent.futures` (``"break"``). Default: ``$LOKY_CRASH_POLICY`` or ``"isolate"``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be; the message says what is accepted.
+    LokyRecursionError
+        Executors are nested deeper than ``$LOKY_MAX_DEPTH`` (10; 0 for no limit).
+    """
+
+    def __init__(
+        self,
+        max_workers: int | None = None,
+        job_reducers: Mapping[type, Callable[[Any], Any]] | None = None,
+        result_reducers: Mapping[type, Callable[[Any], Any]] | None = None,
+        timeout: float | None = None,
+        context: Any = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: Iterable[Any] = (),
+        env: Mapping[str, Any] | None = None,
+        *,
+        mp_context: Any = None,
+        max_tasks_per_child: int | None = None,
+        crash_policy: str | None = None,
+    ) -> None:
+        options = pool_options(
+            max_workers=max_workers,
+            timeout=timeout,
+            context=context,
+            mp_context=mp_context,
+            initializer=initializer,
+            initargs=initargs,
+            env=env,
+            job_reducers=job_reducers,
+            result_reducers=result_reducers,
+            max_tasks_per_child=max_tasks_per_child,
+            crash_policy=crash_policy,
+        )
+        _check_depth()
+        self._options: PoolOptions = options
+        self._max_workers = options.max_workers
+        self._pool = Supervisor(options)
+        # The callback keeps the pool, the pool does not keep the executor.
+        self._finalizer = weakref.ref(self, lambda _, pool=self._pool: pool.shutdown())
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Have a worker call ``fn(*args, **kwargs)``.
+
+        Parameters
+        ----------
+        fn : callable
+            What to call. Lambdas, closures and functions of ``__main__`` travel by value.
+        *args, **kwargs
+            Its arguments.
+
+        Returns
+        -------
+        loky.Future
+            The call's future result.
+
+        Raises
+        ------
+        TypeError
+            `fn` cannot be called.
+        ShutdownExecutorError
+            The executor was shut down.
+        BrokenProcessPool
+            The pool is broken; the message says why.
+        RuntimeError
+            The interpreter is shutting down.
+        """
+        pool = self._pool
+        if pool.refusing:
+            self._refuse()
+        if not callable(fn):
+            raise TypeError(f"submit needs a callable, got {fn!r}")
+        future: Future[T] = Future()
+        pool.submit(future, fn, args, kwargs)
+        return future
+
+    def map(  # type: ignore[override]
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Call `fn` with the items of the iterables, taken together, in the workers.
+
+        Parameters
+        ----------
+        fn : callable
+            Takes as many arguments as there are iterables.
+        *iterables : iterable
+            Where the arguments come from; the shortest decides how many calls there are.
+        timeout : float, optional
+            Seconds from now after which getting a result raises `TimeoutError`.
+        chunksize : int
+            Items per task, at least 1. Larger chunks cost less per item; an error, or a crash,
+            costs the whole chunk.
+        buffersize : int, optional
+            How many tasks may be submitted ahead of the result that is being waited for, so that
+            endless or huge inputs are consumed as results are taken. Default: all at once.
+
+        Returns
+        -------
+        iterator
+            The results, in the order of the input. Closing it cancels what has not started.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is not what it must be.
+        ShutdownExecutorError, BrokenProcessPool, RuntimeError
+            As for `submit`.
+        """
+        timeout, chunksize, buffersize = check_arguments(fn, timeout, chunksize, buffersize)
+        return start_map(self._submit_many, fn, iterables, timeout, chunksize, buffersize)
+
+    def _submit_many(
+        self, calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]
+    ) -> list[Future[Any]]:
+        if self._pool.refusing:
+            self._refuse()
+        tasks = [Task(0, fn, args, {}, Future()) for fn, args in calls]
+        self._pool.submit_many(tasks)
+        return [task.future for task in tasks]
+
+    def _refuse(self) -> None:
+        """Say why nothing can be submitted any more."""
+        from .errors import ShutdownExecutorError
+        from .pool import supervisor
+        from .pool.outcome import error_for
+
+        pool = self._pool
+        if pool.broken is not None:
+            raise error_for(pool.broken)
+        if supervisor.interpreter_is_leaving:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        raise ShutdownExecutorError("cannot schedule new futures after shutdown")
+
+    def shutdown(
+        self, wait: bool = True, kill_workers: bool = False, *, cancel_futures: bool = False
+    ) -> None:
+        """Take no more calls, and let the workers go once what was submitted is done.
+
+        Parameters
+        ----------
+        wait : bool
+            Return only when every future is settled and every worker gone.
+        kill_workers : bool
+            End the workers now; futures that are not done get `ShutdownExecutorError`.
+        cancel_futures : bool
+            Cancel what no worker has begun.
+        """
+        pool = self._pool
+        pool.shutdown(cancel=cancel_futures, kill=kill_workers)
+        if wait:
+            pool.wait_closed()
+
+    def terminate_workers(self) -> None:
+        """End the workers now; futures that are not done get `ShutdownExecutorError`.
+
+        The same as `kill_workers`: a worker that is ended politely could not say more.
+        """
+        self.shutdown(wait=True, kill_workers=True)
+
+    def kill_workers(self) -> None:
+        """End the workers now; futures that are not done get `ShutdownExecutorError`."""
+        self.shutdown(wait=True, kill_workers=True)
+
+    def _resize(self, max_workers: int) -> None:
+        """Change the number of workers; see `get_reusable_executor`."""
+        max_workers = check_max_workers(max_workers)
+        if max_workers != self._max_workers:
+            self._max_workers = max_workers
+            self._pool.resize(max_workers)
+
+    @property
+    def _open(self) -> bool:
+        """Whether calls are accepted."""
+        return not self._pool.refusing
+
+    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+        # After a Ctrl-C nobody wants to wait for what is still running.
+        self.shutdown(wait=True, kill_workers=kind is not None and kind is KeyboardInterrupt)
+
+
+def _check_depth() -> None:
+    if MAX_DEPTH and nesting.depth + 1 > MAX_DEPTH:
+        from .errors import LokyRecursionError
+
+        raise LokyRecursionError(
+            f"Could not spawn extra nested processes at depth superior to MAX_DEPTH={MAX_DEPTH}. "
+            "If this is intentional, change this limit with the environment variable "
+            "LOKY_MAX_DEPTH (0 for no limit)."
+        )
+

@@ -1,0 +1,161 @@
+"""get_reusable_executor: one executor for the whole process, resized and renewed as asked.
+
+What happens when a second caller asks for something else, precisely:
+
+- *another number of workers*: the same executor is resized. Growing starts workers at once;
+  shrinking lets idle workers go at once and busy ones when they have finished what they run. No
+  task is lost, none is waited for;
+- *other arguments*: a new executor takes the place of the old one. The old one is not shut down
+  under the feet of those who still hold it: it completes what it was given, accepts more, and its
+  workers leave as soon as they are idle. With ``kill_workers=True`` it is shut down, and what it had
+  to do gets `ShutdownExecutorError`;
+- *the old one is broken or was shut down*: a new one takes its place.
+
+All threads share the executor. In the child of a fork there is none until it asks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+from .options import check_max_workers
+from .process_executor import ProcessPoolExecutor
+
+__all__ = ["get_reusable_executor"]
+
+_executor_lock = threading.RLock()
+_executor: _ReusablePoolExecutor | None = None
+_executor_kwargs: dict[str, Any] | None = None
+_next_executor_id = 0
+
+
+def get_reusable_executor(
+    max_workers: int | None = None,
+    context: Any = None,
+    timeout: float | None = 10,
+    kill_workers: bool = False,
+    reuse: bool | Literal["auto"] = "auto",
+    job_reducers: Mapping[type, Callable[[Any], Any]] | None = None,
+    result_reducers: Mapping[type, Callable[[Any], Any]] | None = None,
+    initializer: Callable[..., object] | None = None,
+    initargs: Iterable[Any] = (),
+    env: Mapping[str, Any] | None = None,
+    *,
+    mp_context: Any = None,
+    max_tasks_per_child: int | None = None,
+    crash_policy: str | None = None,
+) -> _ReusablePoolExecutor:
+    """Return the process's executor: the one that is there if it fits, else a new one.
+
+    Parameters
+    ----------
+    max_workers : int, optional
+        How many workers. Default: with ``reuse=True`` as many as there are, else
+        `loky.cpu_count()`.
+    timeout : float, optional
+        Seconds after which a worker without work leaves, 10 by default; ``None``: never.
+    kill_workers : bool
+        If another executor has to be made: end the old one's workers now instead of letting
+        them complete their work.
+    reuse : {"auto", True, False}
+        ``"auto"``: reuse the executor if it was made with the same arguments, apart from
+        `max_workers`; ``True``: whatever its arguments; ``False``: make a new one.
+    context, mp_context, job_reducers, result_reducers, initializer, initargs, env
+        See `loky.ProcessPoolExecutor`.
+    max_tasks_per_child, crash_policy
+        See `loky.ProcessPoolExecutor`.
+
+    Returns
+    -------
+    executor
+        A `ProcessPoolExecutor` with an `executor_id`. See the top of this module for what
+        happens to one that does not fit.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not what it must be.
+    """
+    executor, _ = _ReusablePoolExecutor.get_reusable_executor(
+        max_workers=max_workers,
+        context=context,
+        timeout=timeout,
+        kill_workers=kill_workers,
+        reuse=reuse,
+        job_reducers=job_reducers,
+        result_reducers=result_reducers,
+        initializer=initializer,
+        initargs=initargs,
+        env=env,
+        mp_context=mp_context,
+        max_tasks_per_child=max_tasks_per_child,
+        crash_policy=crash_policy,
+    )
+    return executor
+
+
+class _ReusablePoolExecutor(ProcessPoolExecutor):
+    """The executor that `get_reusable_executor` hands out."""
+
+    executor_id = -1
+
+    @classmethod
+    def get_reusable_executor(
+        cls,
+        max_workers: int | None = None,
+        context: Any = None,
+        timeout: float | None = 10,
+        kill_workers: bool = False,
+        reuse: bool | Literal["auto"] = "auto",
+        **options: Any,
+    ) -> tuple[_ReusablePoolExecutor, bool]:
+        """The executor, and whether it was there before."""
+        global _executor, _executor_kwargs, _next_executor_id
+        if reuse not in (True, False, "auto"):
+            raise ValueError(f"reuse must be True, False or 'auto', got {reuse!r}")
+        if max_workers is not None:
+            max_workers = check_max_workers(max_workers)
+        kwargs = {"context": context, "timeout": timeout, **options}
+        with _executor_lock:
+            old = _executor
+            if old is not None and old._open and _fits(reuse, kwargs):
+                if max_workers is None:
+                    max_workers = old._max_workers if reuse is True else _default_workers()
+                old._resize(max_workers)
+                return old, True
+            if max_workers is None and reuse is True and old is not None:
+                max_workers = old._max_workers
+            new = cls(max_workers, **kwargs)
+            new.executor_id = _next_executor_id
+            _next_executor_id += 1
+            _executor, _executor_kwargs = new, kwargs
+        if old is not None and old._open:
+            if kill_workers:
+                old.shutdown(wait=True, kill_workers=True)
+            else:
+                old._pool.let_idle_go()
+        return new, False
+
+
+def _fits(reuse: bool | str, kwargs: dict[str, Any]) -> bool:
+    return reuse is True or (reuse == "auto" and kwargs == _executor_kwargs)
+
+
+def _default_workers() -> int:
+    from .cpu import cpu_count
+
+    return cpu_count()
+
+
+def _forget_executor() -> None:
+    """In the child of a fork: the executor is the parent's."""
+    global _executor, _executor_kwargs, _executor_lock
+    _executor_lock = threading.RLock()
+    _executor = _executor_kwargs = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_executor)

@@ -1,0 +1,225 @@
+"""Which pickler, and what travels by value.
+
+Guarantees:
+
+- plain builtins and importable functions are pickled by the C pickler and run no code of the
+  user's on the way (`is_plain`, `is_importable`); everything else goes through cloudpickle, which
+  sends by reference what a worker can import and by value what lives in `__main__` or in closures;
+- a failure says which attribute, item or cell could not be pickled, where that can be found.
+
+Assumption: the other side has the same Python and the same modules (workers are started so).
+
+`_pickle`, the C module, instead of `pickle`: it saves each worker several ms of imports, and
+`pickle` itself takes `dumps`, `loads` and the exceptions from there.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+try:
+    from _pickle import PicklingError, dumps, loads
+except ImportError:  # PyPy
+    from pickle import PicklingError, dumps, loads
+
+__all__ = [
+    "PicklingError",
+    "dumps_any",
+    "dumps_plain",
+    "is_importable",
+    "is_plain",
+    "loads",
+    "where_it_fails",
+]
+
+PROTOCOL = 5
+
+_ATOMS = frozenset({int, float, str, bytes, bool, complex, type(None), type(Ellipsis)})
+_SEQUENCES = frozenset({tuple, list, set, frozenset})
+# Objects looked at before giving up: a check dearer than cloudpickle's fixed cost (about 5 us in
+# the parent, measured by benchmarks/run.py's round trip) would be no gain.
+_LOOK_AT_MOST = 32
+
+
+def is_plain(value: object) -> bool:
+    """Whether the value is made of a few builtin atoms and containers only."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return True
+    return _count_plain(value, _LOOK_AT_MOST) >= 0
+
+
+def _count_plain(value: object, left: int) -> int:
+    """How many more objects may be looked at after this one; negative if it is not plain."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return left - 1
+    if kind in _SEQUENCES:
+        items = value
+    elif kind is dict:
+        items = [*value, *value.values()] if len(value) < left else ()  # type: ignore
+        left = left if items or not value else -1
+    else:
+        return -1
+    if left < len(items):  # type: ignore[arg-type]
+        return -1
+    for item in items:  # type: ignore[attr-defined]
+        left = _count_plain(item, left)
+        if left < 0:
+            return -1
+    return left - 1
+
+
+_importable: dict[int, object] = {}
+
+
+def is_importable(fn: object) -> bool:
+    """Whether a worker finds this very function by its module and name."""
+    if _importable.get(id(fn)) is fn:
+        return True
+    if type(fn) not in _FUNCTIONS:
+        return False
+    module = sys.modules.get(getattr(fn, "__module__", None) or "")
+    if module is None or module.__name__ == "__main__" or not hasattr(module, "__file__"):
+        if getattr(fn, "__module__", None) not in sys.builtin_module_names:
+            return False
+    if getattr(module, fn.__name__, None) is not fn:  # type: ignore[attr-defined]
+        return False
+    if _by_value(fn.__module__):
+        return False
+    if len(_importable) < 1000:  # keeps the function alive, so its id stays its own
+        _importable[id(fn)] = fn
+    return True
+
+
+_FUNCTIONS = frozenset({type(is_plain), type(len)})
+
+
+def _by_value(module: str) -> bool:
+    """Whether the user asked cloudpickle to send this module by value."""
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
+    registry = getattr(cloudpickle, "_PICKLE_BY_VALUE_MODULES", None)
+    return bool(registry) and any(
+        module == name or module.startswith(name + ".") for name in registry or ()
+    )
+
+
+def dumps_plain(value: object) -> bytes:
+    """Pickle what `is_plain` and `is_importable` let through."""
+    return dumps(value, PROTOCOL)
+
+
+def dumps_any(value: object, reducers: dict[type, Callable[[Any], Any]] | None = None) -> bytes:
+    """Pickle anything that can be pickled.
+
+    Parameters
+    ----------
+    value : object
+        What to pickle.
+    reducers : dict of type to callable, optional
+        How to reduce instances of these types, in the manner of `copyreg`.
+
+    Raises
+    ------
+    Exception
+        Whatever the objects raise while being pickled.
+    """
+    from io import BytesIO
+
+    from cloudpickle import Pickler
+
+    with BytesIO() as file:
+        pickler = Pickler(file, protocol=PROTOCOL)
+        if reducers:
+            pickler.dispatch_table = pickler.dispatch_table.new_child(reducers)
+        pickler.dump(value)
+        return file.getvalue()
+
+
+# In a worker: how to reduce results, set once by its bootstrap.
+result_reducers: dict[type, Callable[[Any], Any]] | None = None
+
+
+def dumps_result(value: object) -> bytes:
+    """Pickle a result or exception, with the executor's `result_reducers`."""
+    return dumps_any(value, result_reducers)
+
+
+def where_it_fails(value: Any, name: str, dump: Callable[[Any], bytes] = dumps_any) -> str:
+    """Find the path to the innermost part of a value that cannot be pickled.
+
+    Parameters
+    ----------
+    value : object
+        What could not be pickled.
+    name : str
+        What to call it in the answer.
+    dump : callable
+        How it was pickled.
+
+    Returns
+    -------
+    str
+        For example ``"arg 0.model['lock']"``, or `name` itself when no part alone is to blame.
+    """
+    path = name
+    seen: set[int] = set()
+    while len(seen) < 50:
+        seen.add(id(value))
+        for label, part in _parts(value):
+            if id(part) not in seen and fails(part, dump):
+                path += label
+                value = part
+                break
+        else:
+            return path
+    return path
+
+
+def fails(value: object, dump: Callable[[Any], bytes] = dumps_any) -> bool:
+    """Whether the value cannot be pickled."""
+    try:
+        dump(value)
+    except Exception:
+        return True
+    return False
+
+
+def _parts(value: Any) -> list[tuple[str, object]]:
+    kind = type(value)
+    if kind in (tuple, list):
+        return [(f"[{i}]", item) for i, item in enumerate(value)]
+    if kind is dict:
+        return [(f"[{key!r}]", item) for key, item in value.items()]
+    if kind in (set, frozenset):
+        return [(f"{{{item!r}}}", item) for item in value]
+    parts: list[tuple[str, object]] = []
+    if kind is type(where_it_fails):
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
+        for free, cell in cells:
+            try:
+                parts.append((f" closure variable {free!r}", cell.cell_contents))
+            except ValueError:  # not yet bound
+                continue
+        names = [n for n in value.__code__.co_names if n in value.__globals__]
+        parts += [(f" global {n!r}", value.__globals__[n]) for n in names]
+        parts += [(f" default {i}", item) for i, item in enumerate(value.__defaults__ or ())]
+        return parts
+    if hasattr(value, "__func__") and hasattr(value, "__self__"):
+        return [(".__self__", value.__self__), (".__func__", value.__func__)]
+    if hasattr(value, "func") and hasattr(value, "args") and hasattr(value, "keywords"):
+        parts += [(".func", value.func), (".args", value.args), (".keywords", value.keywords)]
+    if isinstance(value, type):
+        return parts
+    parts += [(f".{key}", item) for key, item in getattr(value, "__dict__", {}).items()]
+    for cls in kind.__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, slot) and slot not in ("__dict__", "__weakref__"):
+                parts.append((f".{slot}", getattr(value, slot)))
+    return parts

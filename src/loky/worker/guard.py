@@ -1,0 +1,73 @@
+"""Keeps a worker from outliving its parent, and makes its last words readable.
+
+Guarantees, on Linux with /proc:
+
+- when the parent dies, by whatever means, the kernel sends SIGKILL to this worker's whole process
+  group, also while C code holds the GIL. Children that start sessions or groups of their own
+  escape;
+- what faulthandler writes while this process dies goes to a file that the parent reads, not to the
+  user's terminal.
+
+Elsewhere the worker notices its parent's end when it next reads its channel.
+"""
+
+from __future__ import annotations
+
+import os
+
+try:
+    import fcntl
+    from select import POLLHUP, poll
+except ImportError:  # Windows: a job object of the launcher's does this
+    fcntl = None  # type: ignore[assignment]
+
+# F_SETSIG and O_ASYNC on a pipe: fcntl(2) of Linux. The fcntl module has lacked F_SETSIG's name
+# in some versions; the number is part of Linux's stable interface.
+_F_SETSIG = 10
+_SIGKILL = 9
+
+
+def die_with_parent(life_fd: int) -> None:
+    """Tie this process group's life to the parent's.
+
+    Parameters
+    ----------
+    life_fd : int
+        The read end of a pipe whose write end only the parent holds; -1 for none.
+    """
+    if life_fd < 0 or fcntl is None:
+        return
+    try:
+        # Owner and signal belong to the open file description, which came here shared with the
+        # other workers: this one needs its own.
+        own = os.open(f"/proc/self/fd/{life_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return  # no /proc
+    fcntl.fcntl(own, _F_SETSIG, _SIGKILL)
+    fcntl.fcntl(own, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
+    watch = poll()
+    watch.register(own, 0)
+    if any(event & POLLHUP for _, event in watch.poll(0)):  # it died before we were armed
+        os.killpg(os.getpgrp(), _SIGKILL)
+
+
+def report_faults(fault_fd: int) -> None:
+    """Send faulthandler's reports to a descriptor, unless the user wants them elsewhere."""
+    if fault_fd < 0 or os.environ.get("PYTHONFAULTHANDLER"):
+        return
+    import faulthandler
+
+    if not faulthandler.is_enabled():  # -X faulthandler is the user's wish as well
+        faulthandler.enable(fault_fd, all_threads=True)
+
+
+def be_the_first_to_go() -> None:
+    """Ask the kernel, when memory runs out, to end this worker rather than the parent."""
+    try:
+        with open("/proc/self/oom_score_adj", "r+") as file:
+            mine = int(file.read())
+            file.seek(0)
+            file.write(str(min(1000, mine + 200)))
+    except (OSError, ValueError):
+        pass

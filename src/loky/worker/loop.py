@@ -1,0 +1,173 @@
+"""The life of a worker: start, receive, call, reply, leave.
+
+Guarantees to the parent:
+
+- a result is out of this process's hands before the next task starts, so a crash costs one task;
+- tasks run in the main thread, one at a time, in the order in which they were sent;
+- whatever a task, its arguments, its result or its exception do while being unpickled or pickled,
+  the reply is about that task, and the worker goes on;
+- a fork inside a task can neither read the next task nor answer this one.
+
+Assumption: whoever started this process passed the descriptors that `main` takes.
+
+Imports here are on the path of every cold start: builtin modules only, the rest where needed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _thread import allocate_lock
+from time import perf_counter
+
+from .. import nesting
+from ..wire import pickling, protocol
+from ..wire.channel import open_worker_end
+from . import compat, guard
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..wire.channel import WorkerEnd
+
+
+class Line:
+    """The worker's end of its channel, with the manners that several threads need."""
+
+    def __init__(self, end: WorkerEnd) -> None:
+        self.end = end
+        self.forked = False
+        self._sending = allocate_lock()
+        self._asking = allocate_lock()
+        os.register_at_fork(after_in_child=self._leave)
+
+    def send(self, kind: int, task_id: int, payload: bytes = b"", seconds: float = 0.0) -> None:
+        """Send a frame whole."""
+        head = protocol.frame_head(kind, task_id, len(payload), seconds)
+        with self._sending:
+            self.end.send(head, payload)
+
+    def tracker_fd(self, which: int) -> int:
+        """Ask the parent for a descriptor of its resource tracker."""
+        with self._asking:
+            self.send(protocol.TRACKER, which)
+            return self.end.receive_descriptor()
+
+    def _leave(self) -> None:
+        """In the child of a fork: this line is not ours."""
+        self.forked = True
+        self.end.close()
+
+
+def main(arguments: list[str]) -> None:
+    """Be a worker until the parent says EXIT or is gone.
+
+    Parameters
+    ----------
+    arguments : list of str
+        Descriptors: tasks, results, lifeline (or -1), faults (or -1).
+    """
+    tasks_fd, results_fd, life_fd, fault_fd = map(int, arguments)
+    guard.die_with_parent(life_fd)
+    guard.report_faults(fault_fd)
+    line = Line(open_worker_end(tasks_fd, results_fd))
+    settings = pickling.loads(line.end.receive_settings())
+    nesting.depth = settings["depth"]
+    sys.argv[:] = settings["argv"]
+    sys.path[:] = settings["path"]
+    compat.install(settings, life_fd, line.tracker_fd)
+    if not _initialize(line, settings["initializer"]):
+        return
+    line.send(protocol.READY, 0)
+    serve(line)
+
+
+def serve(line: Line) -> None:
+    """Answer one message after the other."""
+    end = line.end
+    while True:
+        try:
+            kind, task_id, prefix, payload = end.receive()
+        except (EOFError, OSError):  # closed by the parent, or by a task that closed everything
+            return
+        if kind == protocol.EXIT:
+            return
+        if prefix:
+            compat.update(pickling.loads(prefix))
+        reply, data, seconds = run(payload)
+        payload = None  # frees a large one before waiting for the next
+        if line.forked:  # this is a child that the task made and let return: not ours to answer
+            os._exit(0)
+        line.send(reply, task_id, data, seconds)
+        del data
+
+
+def run(payload: memoryview | bytearray | None) -> tuple[int, bytes, float]:
+    """Unpickle a task, call it, pickle what comes of it: kind of reply, payload, seconds."""
+    if payload is None:
+        error = MemoryError("no memory or no descriptor left to receive the task's arguments")
+        return protocol.UNREADABLE, _pack(error, "unpickling the task"), 0.0
+    try:
+        fn, args, kwargs = pickling.loads(payload)
+    except BaseException as error:
+        return protocol.UNREADABLE, _pack(error, "unpickling the task"), 0.0
+    start = perf_counter()
+    try:
+        value = fn(*args, **kwargs)
+    except BaseException as error:
+        seconds = perf_counter() - start
+        return protocol.ERROR, _pack(error, ""), seconds
+    seconds = perf_counter() - start
+    del fn, args, kwargs
+    try:
+        if pickling.is_plain(value):
+            return protocol.VALUE, pickling.dumps_plain(value), seconds
+        return protocol.PICKLE, pickling.dumps_result(value), seconds
+    except BaseException as error:
+        where = pickling.where_it_fails(value, "result", pickling.dumps_result)
+        return protocol.BAD_RESULT, _pack(error, where), seconds
+
+
+def _initialize(line: Line, initializer: bytes | None) -> bool:
+    if initializer is None:
+        return True
+    try:
+        main_module, reducers, call = pickling.loads(initializer)
+        if main_module is not None:
+            compat.import_main(main_module)
+        pickling.result_reducers = pickling.loads(reducers) if reducers else None
+        if call:
+            fn, args = pickling.loads(call)
+            fn(*args)
+    except BaseException as error:
+        line.send(protocol.INIT_FAILED, 0, _pack(error, ""))
+        return False
+    return True
+
+
+def _pack(error: BaseException, where: str) -> bytes:
+    """Pickle an exception so that the parent can surely read at least its text."""
+    import traceback
+
+    # The first entry is this file's own call of the task: not the user's business.
+    tb = error.__traceback__
+    text = "".join(
+        traceback.format_exception(type(error), error, tb.tb_next if tb is not None else None)
+    )
+    error.__traceback__ = None
+    summary: Any = (where, type(error).__qualname__, _safe_str(error))
+    try:
+        pickled = pickling.dumps_result(error)
+        pickling.loads(pickled)  # some exceptions can be pickled but not rebuilt
+    except BaseException as problem:
+        text += f"\n(The exception itself could not be sent: {_safe_str(problem)})\n"
+        pickled = b""
+    return protocol.pack_error(text, pickling.dumps_plain(summary), pickled)
+
+
+def _safe_str(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as problem:
+        return f"<{type(problem).__name__} in str()>"

@@ -1,0 +1,420 @@
+"""A pool without processes: the real scheduler, driven by a faithful model of what workers do.
+
+The model holds, for each worker, what is in its channel, what it runs, and what it has sent that
+the parent has not looked at yet. Every action is one step of one party (the user, the parent, a
+worker, the clock), so that any interleaving of them is a history that could happen. `World.check`
+compares the scheduler's records with the model after every step; `World.finish` lets everybody
+go on fairly until nothing is left to do, and fails if that does not come to an end.
+
+Assumption: workers are as `loky.worker` promises. They read one task at a time, in the order in
+which they were sent, and a result is sent before the next task is read.
+
+Does not belong here: which histories to try. See `test_scheduler`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from loky.pool import model
+from loky.pool.model import (
+    ASSIGNED,
+    DONE,
+    DRAINING,
+    GONE,
+    KILL,
+    PENDING,
+    READY,
+    RECALL,
+    RETIRE,
+    SEND,
+    SETTLE,
+    START,
+    STARTING,
+    Broken,
+    Cancelled,
+    Lost,
+    Refused,
+    Task,
+    Worker,
+)
+from loky.pool.scheduler import Scheduler
+
+EXIT = "exit"
+RESULT = "result"
+
+
+class Process:
+    """What a worker process does, and what is on its two wires."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.booted = False
+        self.inbox: deque[Any] = deque()  # sent to it, unread: tasks, and EXIT
+        self.running: Task | None = None
+        self.sent: deque[Any] = deque()  # from it, not looked at: "ready", and (task, seconds)
+
+    @property
+    def can_read(self) -> bool:
+        return self.alive and self.booted and self.running is None and bool(self.inbox)
+
+
+class World:
+    """The scheduler, its driver, its workers and its users."""
+
+    def __init__(self, max_workers: int, **options: Any) -> None:
+        self.scheduler = Scheduler(max_workers, **options)
+        self.now = 0.0
+        self.tasks: list[Task] = []
+        self.processes: dict[Worker, Process] = {}
+        self.outbox: deque[tuple[Worker, Task, int]] = deque()
+        self.taken: set[Task] = set()  # sending it has begun at least once
+        self.reads: dict[Task, int] = {}
+        self.settled: dict[Task, Any] = {}
+        self.endless: set[Task] = set()  # would run for ever: only ending their worker ends them
+        self.killed_by_shutdown = False
+
+    # ------------------------------------------------------------------ users
+
+    def submit(self, count: int = 1) -> list[Task]:
+        new = []
+        for _ in range(count):
+            task = Task(len(self.tasks), None, (), {}, None)
+            self.tasks.append(task)
+            self.reads[task] = 0
+            new.append(task)
+            self._event(self.scheduler.submit, task)
+        return new
+
+    def cancel(self, task: Task) -> None:
+        if task in self.settled:
+            return
+        if task not in self.taken:
+            self._settle(task, model.CANCELLED)
+            self._event(self.scheduler.cancelled, task)
+        else:
+            self._event(self.scheduler.cancel, task)
+
+    def stop(self, task: Task) -> None:
+        if task in self.settled:
+            return
+        if task not in self.taken:
+            self.cancel(task)
+            return
+        worker = task.worker
+        if worker is not None and self.processes[worker].running is task:
+            if self.scheduler.can_recall or worker.line[0] is task:
+                self.endless.add(task)
+        self._event(self.scheduler.stop, task)
+
+    def resize(self, max_workers: int) -> None:
+        self._event(self.scheduler.resize, max_workers)
+
+    def shutdown(self, **how: bool) -> None:
+        self.killed_by_shutdown |= how.get("kill", False)
+        self._event(lambda: self.scheduler.shutdown(**how))
+
+    def break_(self) -> None:
+        self._event(self.scheduler.break_, Broken("an initializer failed"))
+
+    # ------------------------------------------------------------------ the driver
+
+    def apply(self, *, refuse_start: bool = False) -> None:
+        """Carry out the oldest decision."""
+        scheduler = self.scheduler
+        decision = scheduler.decisions.pop(0)
+        what = decision[0]
+        if what == SETTLE:
+            self._settle(decision[1], decision[2])
+            return
+        worker = decision[1]
+        assert worker.state != GONE, f"decision {what} about a worker that has ended"
+        if what == START:
+            if refuse_start:
+                self._event(scheduler.start_failed, worker, self.now, "no process")
+            else:
+                self.processes[worker] = Process()
+        elif what == SEND:
+            task = decision[2]
+            self.outbox.append((worker, task, task.turn))
+        elif what == RECALL:
+            assert scheduler.can_recall, "RECALL over a channel that cannot"
+            self._event(scheduler.recalled, worker, self._take_back(worker))
+        elif what == RETIRE:
+            assert not worker.line, "asked to leave with work to do"
+            self.processes[worker].inbox.append(EXIT)
+        else:
+            assert what == KILL
+            self.processes[worker].alive = False
+
+    def apply_all(self) -> bool:
+        did = False
+        for _ in range(10_000):
+            if not self.scheduler.decisions:
+                return did
+            did = True
+            self.apply()
+        raise AssertionError("decisions without end")
+
+    def send(self, *, unpicklable: bool = False) -> None:
+        """Send the oldest task that was to be sent."""
+        worker, task, turn = self.outbox.popleft()
+        if task.worker is not worker or task.state != ASSIGNED or task.turn != turn:
+            return  # taken back meanwhile
+        assert not task.on_wire
+        if task not in self.taken and (unpicklable or task in self.settled):
+            if task not in self.settled:
+                self._settle(task, "unpicklable")
+            self._event(self.scheduler.dropped, task)
+            return
+        self.taken.add(task)
+        ahead = list(worker.line)[: worker.line.index(task)]
+        assert all(other.on_wire for other in ahead), "sent in another order than the line's"
+        task.on_wire = True
+        self.processes[worker].inbox.append(task)
+
+    def look_at(self, worker: Worker) -> None:
+        """Receive the oldest thing that the worker has sent."""
+        self._take_in(worker, self.processes[worker].sent.popleft(), dispatch=True)
+
+    def reap(self, worker: Worker) -> None:
+        """Notice that the worker's process has ended."""
+        process = self.processes[worker]
+        assert not process.alive
+        while process.sent:  # finished results survive their worker
+            self._take_in(worker, process.sent.popleft(), dispatch=False)
+        unread = self._take_back(worker)
+        self._event(self.scheduler.lost, worker, unread, self.now, "exit")
+        assert worker.state == GONE
+        assert not worker.line
+        del self.processes[worker]
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        due = self.scheduler.deadline()
+        if due is not None and due <= self.now:
+            self._event(self.scheduler.tick, self.now)
+
+    def advance_to_deadline(self) -> bool:
+        due = self.scheduler.deadline()
+        if due is None:
+            return False
+        self.now = max(self.now, due)
+        self._event(self.scheduler.tick, self.now)
+        self.apply_all()
+        again = self.scheduler.deadline()
+        assert again is None or again > self.now, "due again at once: the driver would spin"
+        return True
+
+    def _event(self, method: Any, *arguments: Any, dispatch: bool = True) -> None:
+        method(*arguments)
+        if not dispatch:
+            return
+        scheduler = self.scheduler
+        before = {worker: len(worker.line) for worker in scheduler.workers.values()}
+        busy = sum(1 for worker in scheduler.workers.values() if worker.line)
+        scheduler.dispatch(self.now)
+        for worker in scheduler.workers.values():
+            length = len(worker.line)
+            if length > before.get(worker, 0):
+                assert length <= scheduler.window, "over its window"
+                assert worker.state != STARTING or length == 1
+                assert scheduler.can_recall or worker.state != STARTING
+        now_busy = sum(1 for worker in scheduler.workers.values() if worker.line)
+        assert now_busy <= max(busy, scheduler.max_workers), "more at work than allowed"
+
+    def _take_in(self, worker: Worker, what: Any, *, dispatch: bool) -> None:
+        scheduler = self.scheduler
+        if what == "ready":
+            self._event(scheduler.ready, worker, self.now, dispatch=dispatch)
+            return
+        task, seconds = what
+        if worker.line and worker.line[0] is task:
+            self._event(scheduler.result, worker, task, self.now, seconds, dispatch=dispatch)
+            self._settle(task, RESULT)
+        else:
+            assert task in self.settled or self._settlement_decided(task), "a lost result"
+
+    def _settlement_decided(self, task: Task) -> bool:
+        return any(d[0] == SETTLE and d[1] is task for d in self.scheduler.decisions)
+
+    def _take_back(self, worker: Worker) -> list[Task]:
+        inbox = self.processes[worker].inbox
+        unread = []
+        for task in worker.line:
+            if task.on_wire:
+                if not self.scheduler.can_recall or task not in inbox:
+                    continue
+                inbox.remove(task)
+                task.on_wire = False
+            unread.append(task)
+        if self.scheduler.can_recall:
+            # What was settled over the worker's head (shutdown, broken pool) comes back as well.
+            for task in [item for item in inbox if item is not EXIT]:
+                assert task.state == DONE
+                inbox.remove(task)
+        return unread
+
+    def _settle(self, task: Task, verdict: Any) -> None:
+        assert task not in self.settled, f"{task} settled twice"
+        self.settled[task] = verdict
+        if isinstance(verdict, Cancelled):
+            assert not self.reads[task] or task in self.endless or task.stop_wanted
+        elif isinstance(verdict, Lost):
+            assert self.reads[task] or not self.scheduler.can_recall, "blamed, but never read"
+        elif isinstance(verdict, Refused):
+            assert self.scheduler.closing
+        elif isinstance(verdict, Broken):
+            assert self.scheduler.broken is verdict
+        elif verdict == RESULT:
+            assert self.reads[task] == 1
+
+    # ------------------------------------------------------------------ workers
+
+    def boot(self, worker: Worker) -> None:
+        process = self.processes[worker]
+        process.booted = True
+        process.sent.append("ready")
+
+    def read(self, worker: Worker) -> None:
+        process = self.processes[worker]
+        task = process.inbox.popleft()
+        if task is EXIT:
+            process.alive = False
+            return
+        self.reads[task] += 1
+        assert self.reads[task] == 1, "a task ran twice"
+        process.running = task
+
+    def complete(self, worker: Worker, seconds: float) -> None:
+        process = self.processes[worker]
+        assert process.running is not None
+        process.sent.append((process.running, seconds))
+        process.running = None
+
+    def die(self, worker: Worker) -> None:
+        self.processes[worker].alive = False
+
+    # ------------------------------------------------------------------ what must hold
+
+    def check(self) -> None:
+        """Compare the scheduler's records with a recomputation of each."""
+        scheduler = self.scheduler
+        workers = list(scheduler.workers.values())
+        by_state = {
+            state: {worker for worker in workers if worker.state == state}
+            for state in (STARTING, READY, DRAINING)
+        }
+        assert all(worker.state != GONE for worker in workers)
+        assert all(scheduler.workers[worker.id] is worker for worker in workers)
+        assert scheduler._live == len(by_state[STARTING]) + len(by_state[READY])
+        assert set(scheduler._starting) == by_state[STARTING]
+        assert scheduler._live <= scheduler.max_workers or scheduler.closing
+        for worker in workers:
+            for task in worker.line:
+                assert task.state == ASSIGNED
+                assert task.worker is worker
+            on_wire = [task.on_wire for task in worker.line]
+            assert on_wire == sorted(on_wire, reverse=True), "what is on the wire comes first"
+            assert worker.budget >= -1
+            here = [i for i, bucket in enumerate(scheduler._buckets) if worker in bucket]
+            expected = (
+                [len(worker.line)]
+                if worker.state == READY and not worker.recalling and not worker.slow
+                else []
+            )
+            assert here == expected, f"{worker} is in the buckets {here}, not {expected}"
+            if worker.slow:
+                assert worker.line or worker.recalling or worker.state == STARTING
+            if worker.state == READY:
+                assert worker.budget
+            if worker.state == DRAINING:
+                assert worker.line or worker.recalling
+            unborn = worker.state == STARTING and not worker.line
+            if worker in scheduler._unborn:
+                assert unborn
+            elif unborn:
+                assert worker.recalling or worker.slow
+        in_buckets = {worker for bucket in scheduler._buckets for worker in bucket}
+        assert in_buckets <= by_state[READY]
+        assert scheduler._assigned == sum(len(worker.line) for worker in workers)
+        assert scheduler._busy == sum(1 for worker in workers if worker.line)
+
+        assert scheduler.outstanding == sum(task.state != DONE for task in self.tasks)
+        assert len(set(scheduler.pending)) == len(scheduler.pending)
+        waiting = {task for task in scheduler.pending if task.state == PENDING}
+        assert waiting == {task for task in self.tasks if task.state == PENDING}
+        assert scheduler._dead_pending == len(scheduler.pending) - len(waiting)
+        assigned = {task for worker in workers for task in worker.line}
+        assert assigned == {task for task in self.tasks if task.state == ASSIGNED}
+        for task in self.tasks:
+            assert task.state == DONE or task not in self.settled or task not in self.taken
+            if task.state == DONE:
+                assert task.worker is None
+                assert task in self.settled or self._settlement_decided(task)
+
+        if scheduler.broken is not None:
+            assert not waiting
+            assert not assigned
+            assert not scheduler._live
+        elif waiting:
+            assert scheduler._live or self._start_is_scheduled(), "nobody will ever take them"
+            if scheduler._buckets[0]:
+                assert scheduler._busy >= scheduler.max_workers, "idle while tasks wait"
+        assert scheduler.closed == (
+            (scheduler.closing or scheduler.broken is not None)
+            and not scheduler.outstanding
+            and not workers
+            and not scheduler.decisions
+        )
+
+    def _start_is_scheduled(self) -> bool:
+        return self.scheduler.deadline() is not None
+
+    # ------------------------------------------------------------------ the end
+
+    def settle_down(self) -> None:
+        """Let everybody go on fairly until nothing happens any more and nothing is due."""
+        for _ in range(10_000):
+            did = self.apply_all()
+            while self.outbox:
+                did = True
+                self.send()
+                self.apply_all()
+                self.check()
+            for worker, process in list(self.processes.items()):
+                if process.alive and not process.booted:
+                    did = True
+                    self.boot(worker)
+                if process.alive and process.running not in (None, *self.endless):
+                    did = True
+                    self.complete(worker, 1e-3)
+                if process.can_read:
+                    did = True
+                    self.read(worker)
+                while process.sent:
+                    did = True
+                    self.look_at(worker)
+                    self.check()
+                if not process.alive:
+                    did = True
+                    self.reap(worker)
+                    self.check()
+            if not did:
+                everything_done = not self.scheduler.outstanding
+                if everything_done or not self.advance_to_deadline():
+                    return
+            self.check()
+        raise AssertionError("no end in sight")
+
+    def finish(self) -> None:
+        """Everything is settled without anybody's help; then a shutdown closes."""
+        self.settle_down()
+        assert not self.scheduler.outstanding, "stuck"
+        assert len(self.settled) == len(self.tasks)
+        self.shutdown()
+        self.settle_down()
+        assert not self.processes
+        assert self.scheduler.closed
+        assert self.scheduler.deadline() is None
