@@ -30,7 +30,7 @@ class Meeting:
         self._go = os.open(self.args[1], os.O_RDWR)
         self._unread = b""
 
-    def __enter__(self) -> Meeting:  # noqa: PYI034 (`typing.Self` is newer than Python 3.10)
+    def __enter__(self) -> Meeting:
         return self
 
     def __exit__(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -48,27 +49,42 @@ def _occupy(executor: Any, workers: int, meeting: Meeting) -> list[Any]:
 
 
 def queue(scratch: str, tasks: int) -> dict[str, float]:
-    """Queue no-ops behind two busy workers, then let them run."""
+    """Queue no-ops behind two busy workers, then let them run.
+
+    A few tasks are over in a moment, and moments differ: they are run several times, so that
+    every size is measured over at least 100,000 tasks.
+    """
     with _executor(2) as executor, Meeting(scratch) as meeting:
         # Whatever is allocated once is not the price of a task. Few of them: what they free is
         # used again by the tasks that count.
         for handle in [executor.submit(workload.noop) for _ in range(100)]:
             handle.result()
-        busy = _occupy(executor, 2, meeting)
-        gc.collect()
-        before = _rss()
-        begin = time.perf_counter()
-        handles = [executor.submit(workload.noop) for _ in range(tasks)]
-        submitted = time.perf_counter() - begin
-        grown = _rss() - before
-        begin = time.perf_counter()
-        meeting.release(2)
-        for handle in handles:
-            handle.result()
-        drained = time.perf_counter() - begin
-        for handle in busy:
-            handle.result()
-    return {"memory": grown / tasks, "submit": submitted / tasks, "drain": drained / tasks}
+        batches = [_queue_once(executor, meeting, tasks) for _ in range(-(-100_000 // tasks))]
+    memory, *_ = batches[0]  # later batches use again what the first has freed
+    return {
+        "memory": memory,
+        "submit": statistics.median(submit for _, submit, _ in batches),
+        "drain": statistics.median(drain for _, _, drain in batches),
+    }
+
+
+def _queue_once(executor: Any, meeting: Meeting, tasks: int) -> tuple[float, float, float]:
+    """Bytes, seconds to submit and seconds to drain, each for one task."""
+    busy = _occupy(executor, 2, meeting)
+    gc.collect()
+    before = _rss()
+    begin = time.perf_counter()
+    handles = [executor.submit(workload.noop) for _ in range(tasks)]
+    submitted = time.perf_counter() - begin
+    grown = _rss() - before
+    begin = time.perf_counter()
+    meeting.release(2)
+    for handle in handles:
+        handle.result()
+    drained = time.perf_counter() - begin
+    for handle in busy:
+        handle.result()
+    return grown / tasks, submitted / tasks, drained / tasks
 
 
 def workers(scratch: str, count: int, tasks: int) -> dict[str, float]:
@@ -153,13 +169,28 @@ def _family() -> list[int]:
     return isolate.holders(token) if token else [os.getpid()]
 
 
+def _mapped_by_strangers() -> set[str]:
+    """Names in /dev/shm that processes use which are not of this measurement."""
+    family = set(_family())
+    names: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        if int(maps.parent.name) in family:
+            continue
+        try:
+            lines = maps.read_text().splitlines()
+        except OSError:
+            continue  # gone, or somebody else's
+        names.update(line.partition("/dev/shm/")[2] for line in lines if "/dev/shm/" in line)
+    return names
+
+
 def _belongings(scratch: str) -> dict[str, list[str] | int]:
     """Everything that a pool could leave behind."""
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "threads": len(os.listdir("/proc/self/task")),
         "processes": len(_family()),
-        "shm": sorted(os.listdir("/dev/shm")),
+        "shm": sorted(set(os.listdir("/dev/shm")) - _mapped_by_strangers()),
         "temporary": sorted(os.listdir(scratch)),
     }
 

@@ -10,7 +10,7 @@ Assumption: what takes longer than `BOUND` to end is not going to end.
 
 Not counted: the helper processes that the standard library keeps for the life of the interpreter
 once they are needed (resource tracker, fork server), with their descriptors; `loky.backend` has a
-tracker of the same kind.
+tracker of the same kind. Nor the memory that `multiprocessing.heap` keeps for its next customer.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ def _descriptors() -> dict[int, str]:
     except OSError:  # not Linux: no descriptors are checked there
         return {}
     for name in names:
-        if int(name) in helpers:
-            continue
         try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            target = os.readlink(f"/proc/self/fd/{name}")
         except OSError:  # the one that listed the directory
             continue
+        if int(name) not in helpers and "/pym-" not in target:
+            found[int(name)] = target
     return found
 
 

@@ -4,9 +4,9 @@
 - `ended`, `all_ended`: wait for the end of processes without collecting them, which is the pool's
   business: a zombie has ended;
 - `run_script`: a script in an interpreter of its own, with everything that it prints;
-- `Patience`: the bound of every wait. What takes longer is not going to happen.
+- `PATIENCE`: the bound of every wait, in seconds. What takes longer is not going to happen.
 
-Assumption: this folder is on `sys.path`, so that workers can import what tasks need from here.
+The tasks' half is in `pool_tasks`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PATIENCE = 20.0
 
 
 class Gate:
-    """A place where tasks wait. Give them `gate.path`, and have them call `pass_through`."""
+    """A place where tasks wait: they call `pool_tasks.pass_through(gate.path)`."""
 
     def __init__(self, folder: Path, name: str = "gate") -> None:
         self.path = str(folder / name)
@@ -67,25 +67,6 @@ class Gate:
     def open(self, count: int = 1) -> None:
         """Let so many tasks through, now or when they come."""
         os.write(self._out, b"." * count)
-
-
-def pass_through(path: str, value: Any = None) -> Any:
-    """In a task: say that you are here, wait until you may go on, return the value."""
-    announce(path)
-    wait_at(path)
-    return value
-
-
-def announce(path: str) -> None:
-    """In a task: say that you are here."""
-    with open(path + ".in", "wb", buffering=0) as file:
-        file.write(b"%d\n" % os.getpid())
-
-
-def wait_at(path: str) -> None:
-    """In a task: wait until you may go on."""
-    with open(path + ".out", "rb", buffering=0) as file:
-        file.read(1)
 
 
 def ended(pid: int, seconds: float = PATIENCE) -> bool:

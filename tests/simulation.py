@@ -72,8 +72,8 @@ class World:
         self.taken: set[Task] = set()  # sending it has begun at least once
         self.reads: dict[Task, int] = {}
         self.settled: dict[Task, Any] = {}
+        self.cancelled_early: set[Task] = set()  # by the driver, before sending it had begun
         self.endless: set[Task] = set()  # would run for ever: only ending their worker ends them
-        self.killed_by_shutdown = False
 
     # ------------------------------------------------------------------ users
 
@@ -92,6 +92,7 @@ class World:
             return
         if task not in self.taken:
             self._settle(task, model.CANCELLED)
+            self.cancelled_early.add(task)
             self._event(self.scheduler.cancelled, task)
         else:
             self._event(self.scheduler.cancel, task)
@@ -112,7 +113,6 @@ class World:
         self._event(self.scheduler.resize, max_workers)
 
     def shutdown(self, **how: bool) -> None:
-        self.killed_by_shutdown |= how.get("kill", False)
         self._event(lambda: self.scheduler.shutdown(**how))
 
     def break_(self) -> None:
@@ -126,7 +126,10 @@ class World:
         decision = scheduler.decisions.pop(0)
         what = decision[0]
         if what == SETTLE:
-            self._settle(decision[1], decision[2])
+            # Between a cancellation that needed nobody and its task's turn, other verdicts may
+            # fall; the driver has settled the future and ignores them.
+            if decision[1] not in self.cancelled_early:
+                self._settle(decision[1], decision[2])
             return
         worker = decision[1]
         assert worker.state != GONE, f"decision {what} about a worker that has ended"
@@ -310,6 +313,7 @@ class World:
         assert all(scheduler.workers[worker.id] is worker for worker in workers)
         assert scheduler._live == len(by_state[STARTING]) + len(by_state[READY])
         assert set(scheduler._starting) == by_state[STARTING]
+        assert set(scheduler._draining) == by_state[DRAINING]
         assert scheduler._live <= scheduler.max_workers or scheduler.closing
         for worker in workers:
             for task in worker.line:
@@ -325,12 +329,13 @@ class World:
                 else []
             )
             assert here == expected, f"{worker} is in the buckets {here}, not {expected}"
-            if worker.slow:
-                assert worker.line or worker.recalling or worker.state == STARTING
+            if worker.slow and worker.state == READY:
+                assert worker.line or worker.recalling, "idle, and will never be used"
             if worker.state == READY:
                 assert worker.budget
             if worker.state == DRAINING:
                 assert worker.line or worker.recalling
+            assert (worker in scheduler._awaited) == (worker.state == STARTING and not worker.slow)
             unborn = worker.state == STARTING and not worker.line
             if worker in scheduler._unborn:
                 assert unborn
@@ -417,4 +422,5 @@ class World:
         self.settle_down()
         assert not self.processes
         assert self.scheduler.closed
+        self.advance_to_deadline()  # a look that was planned when there was something to see
         assert self.scheduler.deadline() is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import multiprocessing
+import multiprocessing.spawn
 import operator
 import os
 import pickle
@@ -16,7 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rendezvous import Gate, all_ended, ended, pass_through, run_script
+from pool_tasks import (
+    Unloadable,
+    bad_initializer,
+    echo,
+    echo_or_hold,
+    fail_or_write,
+    fail_with,
+    pass_or_write,
+    pass_through,
+    pid_and_variable,
+    set_variable,
+    write_line,
+)
+from rendezvous import Gate, all_ended, ended, run_script
 
 import loky
 from loky import ProcessPoolExecutor, ShutdownExecutorError, TerminatedWorkerError
@@ -27,20 +41,6 @@ from loky.pool import supervisor
 def pool() -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(2) as executor:
         yield executor
-
-
-def echo(*args: Any, **kwargs: Any) -> Any:
-    return args, kwargs
-
-
-def fail_with(error: BaseException) -> None:
-    raise error
-
-
-def write_line(path: str, text: object) -> None:
-    """One write of a short line in append mode is atomic."""
-    with open(path, "ab", buffering=0) as file:
-        file.write(f"{text}\n".encode())
 
 
 def read_lines(path: Path) -> list[str]:
@@ -313,22 +313,13 @@ def test_map_times_out_from_the_call_on_and_cancels_the_rest(tmp_path: Path) -> 
     ran = tmp_path / "ran"
     with Gate(tmp_path) as gate, ProcessPoolExecutor(1) as executor:
         started = time.monotonic()
-        results = executor.map(
-            pass_or_write, [gate.path] + [str(ran)] * 5, range(6), timeout=0.05
-        )
+        results = executor.map(pass_or_write, [gate.path] + [str(ran)] * 5, range(6), timeout=0.05)
         with pytest.raises(loky.TimeoutError):
             next(results)
         assert time.monotonic() - started >= 0.05
         gate.open()
         assert executor.submit(echo).result() == ((), {})
     assert read_lines(ran) == []
-
-
-def pass_or_write(path: str, number: int) -> None:
-    if number == 0:
-        pass_through(path)
-    else:
-        write_line(path, number)
 
 
 def test_map_passes_an_error_on_and_cancels_the_rest(tmp_path: Path) -> None:
@@ -346,14 +337,6 @@ def test_map_passes_an_error_on_and_cancels_the_rest(tmp_path: Path) -> None:
     assert len(read_lines(ran)) < 300, "what had not started was cancelled"
 
 
-def fail_or_write(number: int, path: str) -> int:
-    if number == 2:
-        raise ZeroDivisionError
-    if number == 3:
-        write_line(path, number)
-    return number
-
-
 @pytest.mark.parametrize("chunksize", [1, 4])
 @pytest.mark.parametrize("taken", [0, 1])
 def test_a_map_that_is_closed_or_dropped_cancels_what_has_not_started(
@@ -362,8 +345,9 @@ def test_a_map_that_is_closed_or_dropped_cancels_what_has_not_started(
     ran = tmp_path / "ran"
     with Gate(tmp_path) as gate, ProcessPoolExecutor(1) as executor:
         if taken:
-            results = executor.map(echo_or_hold, [None] * chunksize + [gate.path],
-                                   chunksize=chunksize)
+            results = executor.map(
+                echo_or_hold, [None] * chunksize + [gate.path], chunksize=chunksize
+            )
             next(results)
             gate.arrivals()
         else:
@@ -377,11 +361,6 @@ def test_a_map_that_is_closed_or_dropped_cancels_what_has_not_started(
         gate.open()
         executor.submit(echo).result()
     assert read_lines(ran) == []
-
-
-def echo_or_hold(path: str | None) -> None:
-    if path is not None:
-        pass_through(path)
 
 
 def test_an_error_of_the_input_is_the_callers_and_nothing_runs_twice(
@@ -549,15 +528,6 @@ def test_the_default_number_of_workers_is_the_number_of_cpus() -> None:
     assert ProcessPoolExecutor()._max_workers == loky.cpu_count()
 
 
-def set_variable(name: str, value: str) -> None:
-    os.environ[name] = value
-
-
-def pid_and_variable(gate: str, name: str) -> tuple[int, str | None]:
-    pass_through(gate)
-    return os.getpid(), os.environ.get(name)
-
-
 def test_the_initializer_runs_in_every_worker_before_its_first_task(tmp_path: Path) -> None:
     with (
         Gate(tmp_path) as gate,
@@ -579,10 +549,6 @@ def test_an_initializer_may_be_a_closure_and_large() -> None:
 
     with ProcessPoolExecutor(1, initializer=keep) as executor:
         assert executor.submit(eval, "kept").result() == 300_000
-
-
-def bad_initializer(word: str) -> None:
-    raise LookupError(f"there is no {word}")
 
 
 def test_the_traceback_of_an_initializer_reaches_every_future() -> None:
@@ -608,15 +574,6 @@ def test_an_initializer_that_cannot_be_rebuilt_in_the_worker_breaks_the_pool() -
         assert "cannot be loaded" in str(error)
 
 
-class Unloadable:
-    def __reduce__(self) -> Any:
-        return refuse_to_load, ()
-
-
-def refuse_to_load() -> None:
-    raise ValueError("cannot be loaded")
-
-
 def test_the_environment_is_set_before_the_interpreter_starts() -> None:
     env = {"PYTHONHASHSEED": "12345", "LOKY_TEST_NUMBER": 7}
     with ProcessPoolExecutor(1, env=env) as executor:
@@ -624,7 +581,7 @@ def test_the_environment_is_set_before_the_interpreter_starts() -> None:
         at_exec = executor.submit(lambda: open(path, "rb").read()).result()  # noqa: SIM115
         assert b"LOKY_TEST_NUMBER=7\0" in at_exec
         first = executor.submit(hash, "word").result()
-        assert executor.submit(os.environ.get, "HOME").result() == os.environ.get("HOME")
+        assert executor.submit(os.getenv, "HOME").result() == os.getenv("HOME")
     with ProcessPoolExecutor(1, env=env) as executor:
         assert executor.submit(hash, "word").result() == first
     assert "LOKY_TEST_NUMBER" not in os.environ
@@ -732,7 +689,7 @@ def test_a_chosen_executable_is_used(tmp_path: Path) -> None:
     multiprocessing.set_executable(str(chosen))
     try:
         with ProcessPoolExecutor(1) as executor:
-            assert executor.submit(os.environ.get, "CHOSEN").result() == "yes"
+            assert executor.submit(os.getenv, "CHOSEN").result() == "yes"
     finally:
         multiprocessing.set_executable(old)
 

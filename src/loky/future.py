@@ -83,7 +83,7 @@ class Sleepers(list[Any]):
                 pass
 
 
-class _Condition(RLock):
+class _Condition(RLock):  # type: ignore[misc]  # final for typeshed, not for CPython
     """A lock that can be entered and left without a Python frame, and waited on like a Condition.
 
     `wait` and `notify_all` are there for code that treats `Future._condition` as the standard
@@ -218,9 +218,12 @@ class Future(futures.Future[T]):
             if self._state == RUNNING and not kill:
                 return False
             if not self._taken:
-                if pool is not None:
-                    pool.note_cancelled(self._task)
+                task = self._task
+                # The end comes first: a future whose pool has forgotten the task would never have
+                # one, a pool that is not told finds the task cancelled when its turn comes.
                 self._end(CANCELLED_AND_NOTIFIED, None, None)
+                if pool is not None:
+                    pool.note_cancelled(task)
         if self._taken:
             return pool is not None and pool.cancel_sent(self, self._task, kill=kill)
         self._tell()

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from functools import partial
 from itertools import islice
 from time import monotonic
 from typing import Any
@@ -54,13 +53,26 @@ def _whole(name: str, value: Any) -> int:
     return number
 
 
-def call_chunk(fn: Callable[..., Any], chunk: list[tuple[Any, ...]]) -> list[Any]:
-    """In a worker: call the function for each item of a chunk."""
-    return [fn(*arguments) for arguments in chunk]
+class ForEach:
+    """In a worker: calls a function for each item of a chunk.
+
+    `func`, as a `functools.partial` has it: reports then name the user's function, not this.
+    """
+
+    __slots__ = ("func",)
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self.func = func
+
+    def __call__(self, chunk: list[tuple[Any, ...]]) -> list[Any]:
+        return [self.func(*arguments) for arguments in chunk]
+
+    def __reduce__(self) -> Any:
+        return ForEach, (self.func,)
 
 
 def start_map(
-    submit_many: Callable[[list[tuple[Callable[..., Any], tuple[Any, ...]]]], list[Future[Any]]],
+    submit_many: Callable[[list[Any], deque[Future[Any]]], None],
     fn: Callable[..., Any],
     iterables: tuple[Iterable[Any], ...],
     timeout: float | None,
@@ -72,16 +84,17 @@ def start_map(
     calls: Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]
     items = zip(*iterables, strict=False)
     if chunksize > 1:
-        calls = ((partial(call_chunk, fn), (chunk,)) for chunk in _chunks(items, chunksize))
+        calls = ((ForEach(fn), (chunk,)) for chunk in _chunks(items, chunksize))
     else:
         calls = ((fn, arguments) for arguments in items)
     waiting: deque[Future[Any]] = deque()
     try:
         _submit(submit_many, calls, waiting, buffersize)
+        results = _results(submit_many, calls, waiting, deadline, buffersize)
+        next(results)  # it is inside its `try` now, so that closing it cancels at any time
     except BaseException as error:
         _abandon(waiting, error)
         raise
-    results = _results(submit_many, calls, waiting, deadline, buffersize)
     if chunksize == 1:
         return results
     return _flatten(results)
@@ -93,7 +106,7 @@ def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _submit(
-    submit_many: Callable[..., list[Future[Any]]],
+    submit_many: Callable[[list[Any], deque[Future[Any]]], None],
     calls: Iterator[Any],
     waiting: deque[Future[Any]],
     limit: int | None,
@@ -101,20 +114,18 @@ def _submit(
     """Submit the next `limit` calls, ``None`` for all."""
     batch: list[Any] = []
     since = monotonic()
-    try:
-        for call in calls if limit is None else islice(calls, limit):
-            batch.append(call)
-            if len(batch) >= BATCH or monotonic() - since > BATCH_SECONDS:
-                waiting.extend(submit_many(batch))
-                batch = []
-                since = monotonic()
-    finally:
-        if batch:
-            waiting.extend(submit_many(batch))
+    for call in calls if limit is None else islice(calls, limit):
+        batch.append(call)
+        if len(batch) >= BATCH or monotonic() - since > BATCH_SECONDS:
+            submit_many(batch, waiting)
+            batch = []
+            since = monotonic()
+    if batch:
+        submit_many(batch, waiting)
 
 
 def _results(
-    submit_many: Callable[..., list[Future[Any]]],
+    submit_many: Callable[[list[Any], deque[Future[Any]]], None],
     calls: Iterator[Any],
     waiting: deque[Future[Any]],
     deadline: float | None,
@@ -122,6 +133,7 @@ def _results(
 ) -> Iterator[Any]:
     error: BaseException | None = None
     try:
+        yield None  # to `start_map`
         while waiting:
             left = None if deadline is None else deadline - monotonic()
             result = waiting[0].result(left)
@@ -154,4 +166,4 @@ def _abandon(waiting: deque[Future[Any]], error: BaseException | None) -> None:
             future.cancel(kill=kill)
 
 
-__all__ = ["call_chunk", "check_arguments", "futures", "start_map"]
+__all__ = ["ForEach", "check_arguments", "futures", "start_map"]

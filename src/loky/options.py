@@ -11,9 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from .wire import pickling
 
@@ -23,8 +21,7 @@ _IMPORTS_MAIN = ("spawn", "forkserver", "loky_init_main")
 START_METHODS = ("loky", *_IMPORTS_MAIN)
 
 
-@dataclass(frozen=True)
-class PoolOptions:
+class PoolOptions(NamedTuple):  # a dataclass would import `inspect`: 5 ms of every start
     """Validated options of a pool; see `ProcessPoolExecutor` for their meaning."""
 
     max_workers: int
@@ -43,7 +40,7 @@ class PoolOptions:
 
         Raises
         ------
-        Exception
+        PicklingError
             The initializer, its arguments or the reducers cannot be pickled.
         """
         main = _main_module() if self.start_method in _IMPORTS_MAIN else None
@@ -52,10 +49,25 @@ class PoolOptions:
             return None
         call = None
         if self.initializer is not None:
-            call = pickling.dumps_any((self.initializer, self.initargs), self.job_reducers)
+            call = self._pickled_call()
         return pickling.dumps_plain(
             (main, pickling.dumps_any(reducers) if reducers else None, call)
         )
+
+    def _pickled_call(self) -> bytes:
+        def dump(value: Any) -> bytes:
+            return pickling.dumps_any(value, self.job_reducers)
+
+        try:
+            return dump((self.initializer, self.initargs))
+        except Exception as error:
+            where = "initializer"
+            if not pickling.fails(self.initializer, dump):
+                where = pickling.where_it_fails(self.initargs, "initargs", dump)
+            raise pickling.PicklingError(
+                f"Could not pickle the initializer to send it to the workers: {where}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
 
 def pool_options(
@@ -89,13 +101,11 @@ def pool_options(
         timeout=_timeout(timeout),
         start_method=_start_method(mp_context if context is None else context),
         initializer=initializer,
-        initargs=tuple(initargs),
+        initargs=_initargs(initargs),
         env=_env(env),
         job_reducers=reducers,
         result_reducers=(
-            reducers
-            if result_reducers is None
-            else _reducers("result_reducers", result_reducers)
+            reducers if result_reducers is None else _reducers("result_reducers", result_reducers)
         ),
         max_tasks_per_child=_max_tasks(max_tasks_per_child),
         crash_policy=_crash_policy(crash_policy),
@@ -129,7 +139,7 @@ def _max_workers(value: Any) -> int:
 def _timeout(value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
         raise TypeError(f"timeout must be a number of seconds or None, got {value!r}")
     seconds = float(value)
     if not seconds >= 0:
@@ -145,6 +155,13 @@ def _max_tasks(value: Any) -> int | None:
     if value < 1:
         raise ValueError(f"max_tasks_per_child must be at least 1, got {value}")
     return value
+
+
+def _initargs(value: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(value)
+    except TypeError:
+        raise TypeError(f"initargs must be a sequence of arguments, got {value!r}") from None
 
 
 def _start_method(context: Any) -> str:
@@ -174,9 +191,11 @@ def _env(env: Any) -> dict[str, str] | None:
         raise TypeError(f"env must be a mapping of names to values, got {env!r}")
     result = {}
     for name, value in env.items():
-        if not isinstance(name, str) or not name or "=" in name:
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
             raise ValueError(f"env has a name that no environment can hold: {name!r}")
         result[name] = str(value)
+        if "\0" in result[name]:
+            raise ValueError(f"env[{name!r}] is a value that no environment can hold: {value!r}")
     return result
 
 

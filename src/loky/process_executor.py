@@ -11,7 +11,7 @@ it posts to the pool's inbox.
 from __future__ import annotations
 
 import os
-import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -24,16 +24,6 @@ from .pool.model import Task
 from .pool.supervisor import Supervisor
 
 T = TypeVar("T")
-
-__all__ = [
-    "MAX_DEPTH",
-    "BrokenExecutor",
-    "BrokenProcessPool",
-    "LokyRecursionError",
-    "ProcessPoolExecutor",
-    "ShutdownExecutorError",
-    "TerminatedWorkerError",
-]
 
 MAX_DEPTH = int(os.environ.get("LOKY_MAX_DEPTH", nesting.DEFAULT_MAX_DEPTH))
 
@@ -129,8 +119,7 @@ class ProcessPoolExecutor(Executor):
         self._options: PoolOptions = options
         self._max_workers = options.max_workers
         self._pool = Supervisor(options)
-        # The callback keeps the pool, the pool does not keep the executor.
-        self._finalizer = weakref.ref(self, lambda _, pool=self._pool: pool.shutdown())
+        self._pool.close_with(self)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Have a worker call ``fn(*args, **kwargs)``.
@@ -167,7 +156,7 @@ class ProcessPoolExecutor(Executor):
         pool.submit(future, fn, args, kwargs)
         return future
 
-    def map(  # type: ignore[override]
+    def map(
         self,
         fn: Callable[..., T],
         *iterables: Iterable[Any],
@@ -208,13 +197,16 @@ class ProcessPoolExecutor(Executor):
         return start_map(self._submit_many, fn, iterables, timeout, chunksize, buffersize)
 
     def _submit_many(
-        self, calls: list[tuple[Callable[..., Any], tuple[Any, ...]]]
-    ) -> list[Future[Any]]:
+        self,
+        calls: list[tuple[Callable[..., Any], tuple[Any, ...]]],
+        waiting: deque[Future[Any]],
+    ) -> None:
         if self._pool.refusing:
             self._refuse()
         tasks = [Task(0, fn, args, {}, Future()) for fn, args in calls]
+        # Noted first: whatever an interrupt leaves submitted, the caller can cancel.
+        waiting.extend([task.future for task in tasks])
         self._pool.submit_many(tasks)
-        return [task.future for task in tasks]
 
     def _refuse(self) -> None:
         """Say why nothing can be submitted any more."""
@@ -271,9 +263,9 @@ class ProcessPoolExecutor(Executor):
         """Whether calls are accepted."""
         return not self._pool.refusing
 
-    def __exit__(self, kind: Any, value: Any, traceback: Any) -> None:
+    def __exit__(self, kind: object, value: object, traceback: object) -> None:
         # After a Ctrl-C nobody wants to wait for what is still running.
-        self.shutdown(wait=True, kill_workers=kind is not None and kind is KeyboardInterrupt)
+        self.shutdown(wait=True, kill_workers=kind is KeyboardInterrupt)
 
 
 def _check_depth() -> None:
@@ -285,4 +277,3 @@ def _check_depth() -> None:
             "If this is intentional, change this limit with the environment variable "
             "LOKY_MAX_DEPTH (0 for no limit)."
         )
-

@@ -7,8 +7,8 @@ What happens when a second caller asks for something else, precisely:
   task is lost, none is waited for;
 - *other arguments*: a new executor takes the place of the old one. The old one is not shut down
   under the feet of those who still hold it: it completes what it was given, accepts more, and its
-  workers leave as soon as they are idle. With ``kill_workers=True`` it is shut down, and what it had
-  to do gets `ShutdownExecutorError`;
+  workers leave as soon as they are idle. With ``kill_workers=True`` it is shut down, and what it
+  had to do gets `ShutdownExecutorError`;
 - *the old one is broken or was shut down*: a new one takes its place.
 
 All threads share the executor. In the child of a fork there is none until it asks.

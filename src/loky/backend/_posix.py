@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 
 assert sys.platform != "win32"  # tells type checkers, too
 
@@ -61,6 +62,22 @@ def multiprocessing_tracker() -> int | None:
     from multiprocessing import resource_tracker
 
     return resource_tracker.getfd()
+
+
+def after_fork_in_child(obj: object, method: str) -> None:
+    """Call a method in every forked child, for as long as the object lives.
+
+    What the system is to call stays alive with all its module to the very end, so it is a function
+    of this module and not the method.
+    """
+    reference = weakref.ref(obj)
+
+    def call() -> None:
+        alive = reference()
+        if alive is not None:
+            getattr(alive, method)()
+
+    os.register_at_fork(after_in_child=call)
 
 
 # The resource tracker ----------------------------------------------------------------------------

@@ -9,10 +9,12 @@ Guarantees:
 - until multiprocessing is imported, the only trace is one finder at the front of `sys.meta_path`
   that answers for one module name; then it is gone, and multiprocessing is loaded by the loader
   that would have loaded it anyway, and says so;
-- a failure on our side never makes `import multiprocessing` fail.
+- no module is imported for registering: a thread that imports multiprocessing may hold locks that
+  one that imports a module of ours waits for, and the other way round. Our contexts are imported
+  when somebody asks for one.
 
-Assumption: the registry is a dictionary in `multiprocessing.context`; it is filled at the end of
-`loky.backend.context`, which is all that needs importing for it.
+Assumption: multiprocessing looks contexts up by subscription, in a dictionary that is a global of
+its module `context`.
 """
 
 from __future__ import annotations
@@ -25,25 +27,50 @@ if TYPE_CHECKING:
     from importlib.abc import Loader
     from importlib.machinery import ModuleSpec
     from types import ModuleType
+    from typing import Any
 
-_REGISTRY = "multiprocessing.context"
+_MODULE = "multiprocessing.context"
+_OURS = ("loky", "loky_init_main")
 
 
 def register_contexts() -> None:
     """Register the contexts now if multiprocessing is imported, else as soon as it is."""
-    if _REGISTRY in sys.modules:
-        from . import context  # noqa: F401
+    if _MODULE in sys.modules:
+        # Imported again, because another thread may be in the middle of it: this waits for that.
+        import multiprocessing.context
+
+        _register_in(multiprocessing.context)
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
+def _register_in(module: Any) -> None:
+    if not isinstance(module._concrete_contexts, _Registry):
+        module._concrete_contexts = _Registry(module._concrete_contexts)
+
+
+class _Registry(dict[str, object]):
+    """Multiprocessing's contexts by start method, and ours as soon as one is asked for."""
+
+    def __missing__(self, method: str) -> object:
+        if method in _OURS:
+            from . import context
+
+            self.update(context._OUR_CONTEXTS)
+            return self[method]
+        raise KeyError(method)
+
+    def __contains__(self, method: object) -> bool:
+        return method in _OURS or super().__contains__(method)
+
+
 class _Finder:
-    """Finds the registry's module with the other finders, and comes between it and its loader."""
+    """Finds the module with the other finders, and comes between it and its loader."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != _REGISTRY:
+        if name != _MODULE:
             return None
         others = [finder for finder in sys.meta_path if finder is not self]
         # A new list, because another thread may be going through the old one: it would miss the
@@ -72,8 +99,4 @@ class _Loader:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
         self._loader.exec_module(module)
-        try:
-            from . import context  # noqa: F401
-        except ImportError:
-            # Nobody asked for us just now. `import loky.backend.context` will say what is wrong.
-            pass
+        _register_in(module)

@@ -67,6 +67,10 @@ def multiprocessing_tracker() -> int | None:
     return None
 
 
+def after_fork_in_child(obj: object, method: str) -> None:
+    """Nothing is ever forked here."""
+
+
 # The resource tracker ----------------------------------------------------------------------------
 
 

@@ -1,15 +1,13 @@
 """Start methods: "loky", "loky_init_main", and those of multiprocessing.
 
-Importing this module registers the first two with multiprocessing; `_registration` sees to that
-when multiprocessing is imported. That is why nothing is imported at the top here that
-`multiprocessing.context` has not imported already.
+How multiprocessing gets to know the first two is the business of `_registration`.
 
 Does not belong here: counting CPUs. Those names are only passed on, from `loky.cpu`.
 """
 
 from __future__ import annotations
 
-import multiprocessing.context as _multiprocessing
+import multiprocessing
 from multiprocessing.context import BaseContext
 
 from ..cpu import (  # noqa: F401
@@ -113,10 +111,12 @@ class LokyInitMainContext(LokyContext):
 
 ctx_loky = LokyContext()
 
-_CONTEXTS: dict[str, BaseContext] = _multiprocessing._concrete_contexts  # type: ignore[attr-defined]
-START_METHODS = ["loky", "loky_init_main"]
-START_METHODS += [name for name in ("spawn", "fork", "forkserver") if name in _CONTEXTS]
-_CONTEXTS.update(loky=ctx_loky, loky_init_main=LokyInitMainContext())
+_OUR_CONTEXTS = {"loky": ctx_loky, "loky_init_main": LokyInitMainContext()}
+
+START_METHODS = [*_OUR_CONTEXTS, "spawn"]
+START_METHODS += [
+    name for name in multiprocessing.get_all_start_methods() if name not in START_METHODS
+]
 
 _DEFAULT_START_METHOD: str | None = None
 
@@ -155,7 +155,7 @@ def get_context(method: str | None = None) -> BaseContext:
             stacklevel=2,
         )
     try:
-        return _multiprocessing._default_context.get_context(method)
+        return multiprocessing.get_context(method)
     except ValueError as error:
         raise ValueError(
             f"Unknown context {method!r}. Value should be in {START_METHODS}."

@@ -262,5 +262,4 @@ maybe_unlink = _resource_tracker.maybe_unlink
 register = _resource_tracker.register
 unregister = _resource_tracker.unregister
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_resource_tracker._after_fork_in_child)
+platform.after_fork_in_child(_resource_tracker, "_after_fork_in_child")

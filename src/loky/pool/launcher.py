@@ -18,8 +18,8 @@ import sys
 from typing import Protocol
 
 # Executed by `python -c`. The package comes from the folder that the parent's came from, so that
-# both sides run the same code; everything else goes by the worker's own sys.path. A module shadowing
-# the standard library in the current folder must not be met on the way, so "" is taken out.
+# both sides run the same code; everything else goes by the worker's own sys.path. A module of the
+# current folder that shadows the standard library must not be met on the way: "" is taken out.
 BOOT = (
     "import sys;"
     "a=sys.argv;p=sys.path;"

@@ -74,7 +74,7 @@ REFUSED = Refused()
 
 
 class Task:
-    """A call on its way. The scheduler owns `state` and `worker`; the rest is the driver's."""
+    """A call on its way. The scheduler owns `state`, `worker` and `turn`, the driver the rest."""
 
     __slots__ = (
         "args",
@@ -86,6 +86,8 @@ class Task:
         "message",
         "on_wire",
         "state",
+        "stop_wanted",
+        "turn",
         "worker",
     )
 
@@ -97,9 +99,11 @@ class Task:
         self.future = future
         self.state = PENDING
         self.worker: Worker | None = None
+        self.turn = 0  # counts its SEND decisions: of two about the same task, the latest holds
         self.message: Any = None  # pickled, and certainly unread by anybody
-        self.on_wire = False  # is in the channel of `worker`
+        self.on_wire = False  # is in the channel of `worker`; false again without a worker
         self.cancel_wanted = False  # settle as cancelled if it turns out to be unread
+        self.stop_wanted = False  # and end its worker if it turns out to be running
 
     def __repr__(self) -> str:
         return f"<Task {self.id} {('pending', 'assigned', 'done')[self.state]}>"

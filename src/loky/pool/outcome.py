@@ -224,7 +224,7 @@ def error_for(verdict: Any, fn: Any = None) -> BaseException:
     if isinstance(cause, InitFailed):
         from ..errors import TerminatedWorkerError
 
-        text, _, pickled = protocol.unpack_error(cause.payload)
+        text, _, _ = protocol.unpack_error(cause.payload)
         broken = TerminatedWorkerError(
             f"The process pool is broken: {verdict.reason}. The initializer said:\n{text}"
         )

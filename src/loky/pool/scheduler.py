@@ -68,6 +68,9 @@ INTENSITY_EACH = 2
 # This many failed starts with no success in between break it too, however slow they are.
 FAILED_STARTS_BASE = 3
 FAILED_STARTS_EACH = 2
+# The system refused a process: try again after this long. Whoever holds what is lacking
+# (processes, descriptors, memory) may let go of it.
+START_AGAIN_SECONDS = 0.1
 
 
 class Scheduler:
@@ -115,15 +118,19 @@ class Scheduler:
         self._begun = False
         # Ready workers that may be given tasks, by load; each bucket is an ordered set.
         self._buckets: list[dict[Worker, None]] = [{} for _ in range(MAX_AHEAD + 3)]
-        # Starting workers, and those of them without a task.
+        # Starting workers; those of them that may yet prove slow, in the order of being started;
+        # and those of them that may be given a task.
         self._starting: dict[Worker, None] = {}
+        self._awaited: dict[Worker, None] = {}
         self._unborn: dict[Worker, None] = {}
+        self._draining: dict[Worker, None] = {}
         self._live = 0  # starting or ready
         self._busy = 0  # with a line that is not empty
         self._duration: float | None = None  # what tasks take, pessimistic, seconds
         self._window = 1
         self._usual_start: float | None = None
         self._look_at: float | None = None  # when to look for slow heads
+        self._start_after: float | None = None  # no worker is started before then
         self._deaths: deque[float] = deque()
         self._failed_starts = 0
 
@@ -144,17 +151,20 @@ class Scheduler:
     def deadline(self) -> float | None:
         """When `tick` should be called at the latest, on the clock of the `now` arguments."""
         at = self._look_at
+        again = self._start_after
+        if again is not None and (self.pending or self._live < self._floor):
+            at = again if at is None or again < at else at
         idle = self._buckets[0]
-        if self.idle_timeout is not None and idle:
+        if self.idle_timeout is not None and idle and not self.pending:
             # The bucket is in the order of becoming idle, so the first is the next to go.
             due = next(iter(idle)).idle_since + self.idle_timeout
             at = due if at is None or due < at else at
-        if self._starting and self._live > len(self._starting):
-            slow = self._slow_start()
-            for worker in self._starting:
-                if worker.line and not worker.recalling:
-                    due = worker.started + slow
+        if self._awaited and self._live > len(self._starting):
+            for worker in self._awaited:
+                if worker.line:
+                    due = worker.started + self._slow_start()
                     at = due if at is None or due < at else at
+                    break
         return at
 
     # ------------------------------------------------------------------ events: tasks
@@ -177,7 +187,7 @@ class Scheduler:
         if task.state == PENDING:
             self._dead_pending += 1  # forgotten when it comes up in `pending`
             self._settle(task, CANCELLED)
-        elif task.state == ASSIGNED and self.can_recall:
+        elif task.state == ASSIGNED:
             task.cancel_wanted = True
             self._recall(_worker_of(task))
 
@@ -195,15 +205,13 @@ class Scheduler:
         """Cancel the task even if it runs: its worker is ended, what that had not read goes on."""
         if task.state == ASSIGNED:
             worker = _worker_of(task)
-            task.cancel_wanted = True
-            if worker.line[0] is task:
+            task.cancel_wanted = task.stop_wanted = True
+            if self.can_recall:
                 # First make sure that nothing else is read: the worker may be just about to go on
                 # to its next task, which must not die in this one's place. See `recalled`.
-                worker.doomed = task
-            if self.can_recall:
                 self._recall(worker)
-            elif worker.doomed is not None:
-                self._stop_now(worker)
+            elif worker.line[0] is task and worker.state != RETIRING:
+                self._stop_now(worker, task)
         else:
             self.cancel(task)
 
@@ -254,17 +262,19 @@ class Scheduler:
 
     def ready(self, worker: Worker, now: float) -> None:
         """The worker has started and run its initializer."""
+        worker.was_ready = True
+        worker.slow = False
+        worker.head_since = worker.idle_since = now
         if worker.state != STARTING:
             return
         worker.state = READY
-        worker.was_ready = True
         self._starting.pop(worker, None)
+        self._awaited.pop(worker, None)
         self._unborn.pop(worker, None)
         took = now - worker.started
         usual = self._usual_start
         self._usual_start = took if usual is None else usual + (took - usual) * 0.3
         self._failed_starts = 0
-        worker.head_since = worker.idle_since = now
         if worker.budget == 0:
             self._unlive(worker, DRAINING)
         self._enter_bucket(worker)
@@ -274,14 +284,11 @@ class Scheduler:
         worker.recalling = False
         for task in reversed(unread):
             self._take_back(worker, task)
-        doomed, worker.doomed = worker.doomed, None
-        if doomed is not None and doomed.state == ASSIGNED:
-            if len(worker.line) == 1:
-                worker.doomed = doomed
-                self._stop_now(worker)
-                return
-            doomed.cancel_wanted = False  # it is finished: its result is on the way
-        self._after_unassign(worker)
+        # What is left has been read. All but the last of it is finished, its results on the way.
+        if worker.line and worker.line[-1].stop_wanted and worker.state != RETIRING:
+            self._stop_now(worker, worker.line[-1])
+        else:
+            self._after_unassign(worker)
 
     def lost(self, worker: Worker, unread: list[Task], now: float, exit: Any = None) -> None:
         """The process has ended, every result that it sent was reported, `unread` was taken back.
@@ -309,20 +316,37 @@ class Scheduler:
         culprit = worker.line[0] if worker.line else None
         self._unlive(worker, GONE)
         del self.workers[worker.id]
+        # Whoever carries out decisions need not ask each time whether the worker is still there.
+        self.decisions = [d for d in self.decisions if d[0] == SETTLE or d[1] is not worker]
         lost = Lost(worker, exit, max(0.0, now - worker.head_since))
+        breaks = self.break_on_crash and state != RETIRING and self.broken is None
         if culprit is not None:
             self._unassign(worker, culprit)
-            if self.break_on_crash and self.broken is None:
+            if culprit.stop_wanted:
+                self._settle(culprit, CANCELLED)
+            elif breaks:
                 culprit.state = PENDING
                 self.pending.appendleft(culprit)  # shares the verdict of all others
             else:
-                self._settle(culprit, CANCELLED if culprit is worker.doomed else lost)
+                self._settle(culprit, lost)
         if state == RETIRING or self.broken is not None:
             return
-        if self.break_on_crash:
+        if breaks:
             self.break_(Broken("a worker process ended", lost))
         elif culprit is None:
             self._count_death(state, now, lost)
+
+    def start_failed(self, worker: Worker, now: float, exit: Any = None) -> None:
+        """No process could be made for it; `exit` says why and is passed on in the verdict.
+
+        As long as there are others, the pool goes on with them and tries again when there is more
+        to do than they can take.
+        """
+        self._start_after = now + START_AGAIN_SECONDS
+        if self._live > (worker.state == STARTING):
+            self._unlive(worker, RETIRING)  # so that it does not count as a death
+            self._floor = min(self._floor, self._live)
+        self.lost(worker, list(worker.line), now, exit)
 
     # ------------------------------------------------------------------ events: the pool
 
@@ -342,8 +366,7 @@ class Scheduler:
                     self._retire(worker)
                 else:
                     self._unlive(worker, DRAINING)
-                    if self.can_recall:
-                        self._recall(worker)
+                    self._recall(worker)
 
     def shutdown(self, *, cancel: bool = False, kill: bool = False) -> None:
         """Take no more tasks and close once the present ones are settled.
@@ -365,12 +388,11 @@ class Scheduler:
             self._drop_pending()
             for task in waiting:
                 self._settle(task, CANCELLED)
-            if self.can_recall:
-                for worker in self.workers.values():
-                    for task in worker.line:
-                        task.cancel_wanted = True
-                    if worker.line:
-                        self._recall(worker)
+            for worker in self.workers.values():
+                for task in worker.line:
+                    task.cancel_wanted = True
+                if worker.line:
+                    self._recall(worker)
 
     def break_(self, broken: Broken) -> None:
         """Nothing can run any more: every task gets this verdict, every worker is ended."""
@@ -384,6 +406,8 @@ class Scheduler:
         if self._look_at is not None and now >= self._look_at:
             self._look_at = None
             self._look_for_slow_heads(now)
+        if self._start_after is not None and now >= self._start_after:
+            self._start_after = None  # `dispatch` starts who is needed
         if self.idle_timeout is not None:
             idle = self._buckets[0]
             while idle and not self.pending:
@@ -392,10 +416,15 @@ class Scheduler:
                     break
                 self._retire(worker)
                 self._floor = min(self._floor, self._live)
-        if self._starting and self._live > len(self._starting):
+        if self._awaited and self._live > len(self._starting):
             slow = self._slow_start()
-            for worker in self._starting:
-                if worker.line and now >= worker.started + slow:
+            for worker in list(self._awaited):
+                if now < worker.started + slow:
+                    break
+                worker.slow = True  # it is given nothing more until it is ready
+                del self._awaited[worker]
+                self._unborn.pop(worker, None)
+                if worker.line:
                     self._recall(worker)
 
     # ------------------------------------------------------------------ handing out
@@ -418,11 +447,13 @@ class Scheduler:
                 continue
             # An idle worker, else one about to start (a cold pool of four really uses four), else
             # the least loaded with room in its window. Loads only grow here, so `low` does too.
-            if buckets[0]:
+            # A worker with its last task and its replacement are not at work at the same time.
+            free = self._busy < self.max_workers
+            if free and buckets[0]:
                 worker, _ = buckets[0].popitem()  # the most recently used: warm caches
                 worker.head_since = now
                 self._busy += 1
-            elif self._unborn and self.can_recall:
+            elif free and self._unborn and self.can_recall:
                 worker = next(iter(self._unborn))
                 del self._unborn[worker]
                 self._busy += 1
@@ -433,7 +464,7 @@ class Scheduler:
                     break
                 worker = next(iter(buckets[low]))
                 del buckets[low][worker]
-                if now - worker.head_since > SLOW_HEAD_SECONDS:
+                if now - worker.head_since >= SLOW_HEAD_SECONDS:
                     worker.slow = True  # back in a bucket with its next result
                     continue
             pending.popleft()
@@ -442,6 +473,7 @@ class Scheduler:
             self._assigned += 1
             task.state = ASSIGNED
             task.worker = worker
+            task.turn += 1
             if worker.budget > 0:
                 worker.budget -= 1
             if worker.state == READY:
@@ -452,7 +484,7 @@ class Scheduler:
             decisions.append((SEND, worker, task))
         if pending and self._live < self.max_workers:
             self._ensure_workers(now)
-        if self._assigned > self._busy and self._look_at is None:
+        if self._assigned > self._busy and self._look_at is None and self.can_recall:
             self._look_at = now + SLOW_HEAD_SECONDS
         if self.closing and not self.outstanding:
             for worker in self.workers.values():
@@ -479,6 +511,8 @@ class Scheduler:
         if not self._begun:
             self._begun = True
             self._floor = 0 if self.closing else self.max_workers
+        if self._start_after is not None and now < self._start_after:
+            return
         wanted = min(self.max_workers, max(self._floor, self.outstanding))
         while self._live < wanted:
             budget = -1 if self.max_tasks_per_child is None else self.max_tasks_per_child
@@ -486,6 +520,7 @@ class Scheduler:
             self._next_worker += 1
             self.workers[worker.id] = worker
             self._starting[worker] = None
+            self._awaited[worker] = None
             self._unborn[worker] = None
             self._live += 1
             self.decisions.append((START, worker))
@@ -500,21 +535,27 @@ class Scheduler:
         if worker.state in (STARTING, READY):
             self._live -= 1
             self._starting.pop(worker, None)
+            self._awaited.pop(worker, None)
             self._unborn.pop(worker, None)
         worker.state = state
+        if state == DRAINING:
+            self._draining[worker] = None
+        else:
+            self._draining.pop(worker, None)
 
     def _retire(self, worker: Worker) -> None:
         self._unlive(worker, RETIRING)
         self.decisions.append((RETIRE, worker))
 
     def _recall(self, worker: Worker) -> None:
-        if not worker.recalling and worker.state != RETIRING:
+        if self.can_recall and not worker.recalling and worker.state != RETIRING:
             self._buckets[len(worker.line)].pop(worker, None)
             worker.recalling = True
             self.decisions.append((RECALL, worker))
 
-    def _stop_now(self, worker: Worker) -> None:
-        """End the worker; `doomed`, the one task that it has, is settled when it is gone."""
+    def _stop_now(self, worker: Worker, task: Task) -> None:
+        """End the worker that runs this task, which is settled when the worker is gone."""
+        worker.doomed = task
         self._unlive(worker, RETIRING)
         self.decisions.append((KILL, worker))
 
@@ -527,6 +568,7 @@ class Scheduler:
         if worker.budget >= 0:
             worker.budget += 1
         task.worker = None
+        task.on_wire = False
 
     def _take_back(self, worker: Worker, task: Task) -> None:
         """Return an unread task to the front of the queue."""
@@ -543,21 +585,21 @@ class Scheduler:
         """Put a worker whose line became shorter where it belongs now."""
         if worker.recalling:
             return
-        if not worker.line:
-            worker.slow = False  # it had not even read its head: descheduled, not slow
         if worker.state == STARTING:
-            if not worker.line:
+            if not (worker.line or worker.slow):
                 self._unborn[worker] = None
         elif worker.state == DRAINING and not worker.line:
             self._retire(worker)
         else:
+            if not worker.line:
+                worker.slow = False  # it had not even read its head: descheduled, not slow
             self._enter_bucket(worker)
 
     def _look_for_slow_heads(self, now: float) -> None:
         """Take back what waits behind a task that runs for long: somebody else is faster."""
-        for bucket in self._buckets[2:]:
-            for worker in list(bucket):
-                if now - worker.head_since > SLOW_HEAD_SECONDS:
+        for some in (*self._buckets[2:], self._draining):
+            for worker in list(some):
+                if len(worker.line) > 1 and now - worker.head_since >= SLOW_HEAD_SECONDS:
                     worker.slow = True
                     self._recall(worker)
 

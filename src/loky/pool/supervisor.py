@@ -66,6 +66,8 @@ LEAVE_SECONDS = 10.0
 
 # Without a descriptor that shows a process's end (no pidfd), how often to ask, in seconds.
 UNWATCHED_SECONDS = 0.05
+# The longest wait that is asked of the system, in seconds.
+LONGEST_SECONDS = 86400.0
 
 NEW, OPEN, CLOSING, CLOSED, ABANDONED = range(5)
 
@@ -105,9 +107,9 @@ class Supervisor:
         self._poller: Any = None
         self._asleep = False
         self._inbox: deque[Any] = deque()  # tasks, and (function, *arguments) for the leader
-        self._outbox: deque[tuple[Worker, Task]] = deque()  # to be pickled and sent, in order
+        self._outbox: deque[tuple[Worker, Task, int]] = deque()  # to be pickled and sent, in order
         self._endings: deque[tuple[Callable[..., None], Any, Any]] = deque()  # to be told to users
-        self._cancels: list[tuple[Task, Future[Any], Any]] = []
+        self._cancels: list[tuple[Task, Any]] = []
         self._leaving: dict[Port, float] = {}  # asked to leave; when to lose patience
         self._ports: dict[int, Port] = {}
         self._unwatched: dict[Port, None] = {}  # whose end shows on no descriptor
@@ -125,6 +127,7 @@ class Supervisor:
         self._parked = 0
         self._starting = RLock()  # re-entrant: finalizers shut pools down
         self._ended = Sleepers()
+        self._owner: Any = None
         _pools.add(self)
 
     # ------------------------------------------------------------------ from any thread
@@ -140,7 +143,7 @@ class Supervisor:
                 self._asleep = False
                 self._poller.wake()
         except BaseException:
-            self._asleep and self._poller.wake()
+            self._wake_anyway()
             raise
         if self.state != OPEN:
             self._not_open()
@@ -152,16 +155,27 @@ class Supervisor:
             task.future._pool = self
         try:
             self._inbox.extend(tasks)
-        finally:
             if self._asleep:
                 self._poller.wake()
+        except BaseException:
+            self._wake_anyway()
+            raise
         if self.state != OPEN:
             self._not_open()
 
     def post(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have the leader call this, soon."""
-        self._inbox.append((function, *arguments))
-        if self._asleep:
+        try:
+            self._inbox.append((function, *arguments))
+            if self._asleep:
+                self._poller.wake()
+        except BaseException:
+            self._wake_anyway()
+            raise
+
+    def _wake_anyway(self) -> None:
+        """After an interrupt: `_asleep` does not say whether the wake-up has been sent."""
+        if self._poller is not None:
             self._poller.wake()
 
     def _not_open(self) -> None:
@@ -169,8 +183,10 @@ class Supervisor:
         if self.state == NEW:
             with self._starting:
                 if self.state == NEW:
-                    self._poller = open_poller()
-                    # Repeated after an interrupt, this is harmless: members sort themselves out.
+                    # After an interrupt all this is repeated. Members sort themselves out, but
+                    # one that is there already waits at the first poller.
+                    if self._poller is None:
+                        self._poller = open_poller()
                     self._start_member()
                     self.state = OPEN
         elif self.state >= CLOSED:
@@ -215,8 +231,18 @@ class Supervisor:
     def _shutdown(self, cancel: bool, kill: bool) -> None:
         self.scheduler.shutdown(cancel=cancel, kill=kill)
 
+    def close_with(self, owner: object) -> None:
+        """Shut down when this object is collected.
+
+        The reference is kept here and not by its referent: if that is collected as a part of a
+        cycle, callbacks of references within the cycle are not called.
+        """
+        self._owner = weakref.ref(owner, lambda _: self.shutdown())
+
     def wait_closed(self, timeout: float | None = None) -> bool:
         """Wait until every task is settled and every worker gone."""
+        if self.is_closed():
+            return True
         self.will_wait()
         return self._ended.sleep(self.is_closed, timeout)
 
@@ -241,24 +267,29 @@ class Supervisor:
         sleeper = None
         if self._leader == get_ident() and not self._in_user_code:
             # A finalizer struck the leader in the middle of its work: it cannot wait for itself.
-            self.post(self._cancel, task, future, kill, None)
+            self.post(self._cancel, task, kill, None)
             return False
         sleeper = allocate_lock()
         sleeper.acquire()
         future._sleepers.append(sleeper)
-        self.post(self._cancel, task, future, kill, sleeper)
-        self.will_wait()
-        sleeper.acquire()
-        future._sleepers.forget(sleeper)
+        try:
+            # Looked at after the append: an end that comes later releases the sleeper, one that
+            # came before would not.
+            if not future.done():
+                self.post(self._cancel, task, kill, sleeper)
+                self.will_wait()
+                sleeper.acquire()
+        finally:
+            future._sleepers.forget(sleeper)
         return bool(future.cancelled())
 
-    def _cancel(self, task: Task, future: Future[Any], kill: bool, sleeper: Any) -> None:
+    def _cancel(self, task: Task, kill: bool, sleeper: Any) -> None:
         if kill:
             self.scheduler.stop(task)
         else:
             self.scheduler.cancel(task)
         if sleeper is not None:
-            self._cancels.append((task, future, sleeper))
+            self._cancels.append((task, sleeper))
 
     def will_wait(self) -> None:
         """See `future.Canceller`."""
@@ -411,7 +442,8 @@ class Supervisor:
             due = impatient if due is None or impatient < due else due
         if self._unwatched and (self.scheduler.outstanding or self._leaving):
             due = min(due or inf, monotonic() + UNWATCHED_SECONDS)
-        return None if due is None else max(0.0, due - monotonic())
+        # Bounded: a system's clock cannot count as far as a user may write.
+        return None if due is None else min(max(0.0, due - monotonic()), LONGEST_SECONDS)
 
     def _lose_patience(self, now: float) -> None:
         for port, due in list(self._leaving.items()):
@@ -442,7 +474,9 @@ class Supervisor:
             if kind == protocol.READY:
                 scheduler.ready(worker, now)
             elif kind == protocol.INIT_FAILED:
-                self._break("the initializer of a worker failed", outcome.InitFailed(bytes(payload)))
+                self._break(
+                    "the initializer of a worker failed", outcome.InitFailed(bytes(payload))
+                )
             elif kind == protocol.TRACKER:
                 self._endings.append((outcome.send_tracker, port.channel, task_id))
             elif line and line[0].id == task_id:  # else settled already, by a shutdown for instance
@@ -512,7 +546,7 @@ class Supervisor:
             for decision in decisions:
                 what = decision[0]
                 if what == SEND:
-                    self._outbox.append((decision[1], decision[2]))
+                    self._outbox.append((decision[1], decision[2], decision[2].turn))
                 elif what == SETTLE:
                     self._endings.append((outcome.settle, decision[1], decision[2]))
                 elif what == START:
@@ -538,7 +572,7 @@ class Supervisor:
         except OSError as error:
             if port is not None:
                 port.close()
-            self.scheduler.start_failed(worker, now, outcome.Death(error, ""))
+            self.scheduler.lost(worker, list(worker.line), now, outcome.Death(error, ""))
             return
         worker.port = port
         self._ports[worker.id] = port
@@ -565,7 +599,7 @@ class Supervisor:
     def _answer_cancels(self) -> None:
         """Release those whose cancellation has turned out to be impossible."""
         cancels, self._cancels = self._cancels, []
-        for task, future, sleeper in cancels:
+        for task, sleeper in cancels:
             worker = task.worker
             if task.state == DONE or (worker is not None and worker.doomed is task):
                 continue  # the future's end wakes them
@@ -579,8 +613,8 @@ class Supervisor:
     def _work(self, now: float) -> bool:
         """Send what is to be sent, tell what is to be told; false if somebody else leads now."""
         while self._outbox:
-            worker, task = self._outbox[0]
-            if task.worker is not worker or task.state != ASSIGNED or task.on_wire:
+            worker, task, turn = self._outbox[0]
+            if task.worker is not worker or task.turn != turn or task.on_wire:
                 self._outbox.popleft()  # taken back meanwhile
                 continue
             if not task.future._taken and not task.future._take():

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # importing `typing` would cost every worker several ms
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Any, Protocol
 else:
     Protocol = object
 
@@ -36,10 +36,13 @@ class Channel(Protocol):
 
     can_recall: bool
 
-    def send(self, kind: int, task_id: int, payload: Payload | None, prefix: bytes) -> bool:
-        """Put a message into the line; false if there is no room now."""
+    def send(self, kind: int, task_id: int, payload: Any, prefix: bytes) -> bool:
+        """Put a message into the line; false if there is no room now.
 
-    def recall(self) -> list[tuple[int, int, Payload]]:
+        The payload is ``None`` or one of this kind of channel, see `make_payload`.
+        """
+
+    def recall(self) -> list[tuple[int, int, Any]]:
         """Take back every unread message: kind, task id, payload, oldest first."""
 
     def receive(self) -> bytes | None:

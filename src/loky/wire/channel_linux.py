@@ -17,11 +17,10 @@ that is used here.
 
 from __future__ import annotations
 
+import _socket
 import os
 from array import array
 from fcntl import F_DUPFD_CLOEXEC, fcntl
-
-import _socket
 
 from .protocol import (
     INLINE_LIMIT,

@@ -16,6 +16,7 @@ Assumption: the other side has the same Python and the same modules (workers are
 from __future__ import annotations
 
 import sys
+from io import BytesIO
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,6 +115,9 @@ def dumps_plain(value: object) -> bytes:
     return dumps(value, PROTOCOL)
 
 
+_pickler: Any = None  # cloudpickle's, imported with the first object that needs it
+
+
 def dumps_any(value: object, reducers: dict[type, Callable[[Any], Any]] | None = None) -> bytes:
     """Pickle anything that can be pickled.
 
@@ -129,12 +133,13 @@ def dumps_any(value: object, reducers: dict[type, Callable[[Any], Any]] | None =
     Exception
         Whatever the objects raise while being pickled.
     """
-    from io import BytesIO
+    global _pickler
+    if _pickler is None:
+        from cloudpickle import Pickler
 
-    from cloudpickle import Pickler
-
+        _pickler = Pickler
     with BytesIO() as file:
-        pickler = Pickler(file, protocol=PROTOCOL)
+        pickler = _pickler(file, protocol=PROTOCOL)
         if reducers:
             pickler.dispatch_table = pickler.dispatch_table.new_child(reducers)
         pickler.dump(value)

@@ -1,0 +1,657 @@
+"""Tests of the resource tracker: its bookkeeping, its process, and the clients.
+
+Guarantee: no test waits for a time. A tracker that is stopped has done all it was told; a program's
+output is at its end when its tracker, too, has ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import backend_helpers as helpers
+import pytest
+from backend_helpers import check_code, run_code
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loky.backend import _resource_tracker_process as process_side
+from loky.backend import resource_tracker
+from loky.backend._resource_tracker_process import (
+    LEAKED,
+    NOT_REMOVED,
+    NOT_UNDERSTOOD,
+    Ledger,
+    decode_message,
+    encode_message,
+)
+from loky.backend.resource_tracker import ResourceTracker
+
+LONG = 30.0  # seconds; only a bug needs them
+
+
+@pytest.fixture
+def tracker() -> Iterator[ResourceTracker]:
+    """A client with a tracker of its own."""
+    tracker = ResourceTracker()
+    yield tracker
+    tracker._stop()
+
+
+@pytest.fixture
+def removed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What ledgers of this process remove, without removing anything."""
+    removed: list[tuple[str, str]] = []
+    for rtype in ("file", "folder", "semlock", "dummy"):
+        monkeypatch.setitem(
+            process_side._CLEANUP_FUNCS,
+            rtype,
+            lambda name, rtype=rtype: removed.append((rtype, name)),
+        )
+    return removed
+
+
+def tell(ledger: Ledger, *messages: tuple[str, str, str]) -> None:
+    for message in messages:
+        ledger.handle(encode_message(*message))
+
+
+# Lines -------------------------------------------------------------------------------------------
+
+NAMES = st.text(min_size=1).filter(lambda name: "\0" not in name)
+
+
+@given(NAMES, st.sampled_from(["file", "folder", "semlock"]))
+def test_every_name_survives_the_line(name: str, rtype: str) -> None:
+    line = encode_message("REGISTER", name, rtype)
+    assert line.isascii() and line.count(b"\n") == 1 and line.endswith(b"\n")
+    assert decode_message(line) == ("REGISTER", rtype, name)
+
+
+@pytest.mark.parametrize("name", ["/plain", "C:\\with:colons", " spaces ", os.fsdecode(b"/\xff")])
+def test_names_of_files(name: str) -> None:
+    assert decode_message(encode_message("UNREGISTER", name, "file")) == (
+        "UNREGISTER",
+        "file",
+        name,
+    )
+
+
+def test_plain_names_travel_plainly() -> None:
+    assert encode_message("REGISTER", "/a:b", "file") == b"REGISTER:/a:b:file\n"
+    assert decode_message(process_side.PROBE) == ("PROBE", "noop", "0")
+
+
+@pytest.mark.parametrize("line", [b"\n", b"REGISTER\n", b"REGISTER:name\n", b"{}\n", b"{\n"])
+def test_lines_that_are_none(line: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises((ValueError, KeyError)):
+        decode_message(line)
+    ledger = Ledger()
+    ledger.handle(line)
+    assert ledger.exit_code == NOT_UNDERSTOOD
+    complaint = capfd.readouterr().err
+    assert complaint.startswith("resource_tracker: ") and complaint.count("\n") == 1
+
+
+# Bookkeeping -------------------------------------------------------------------------------------
+
+
+def test_removed_with_the_last_reference(removed: list[Any]) -> None:
+    ledger = Ledger()
+    tell(ledger, *[("REGISTER", "a", "file")] * 2, ("MAYBE_UNLINK", "a", "file"))
+    assert removed == []
+    tell(ledger, ("MAYBE_UNLINK", "a", "file"))
+    assert removed == [("file", "a")]
+    ledger.close()
+    assert removed == [("file", "a")]
+    assert ledger.exit_code == 0
+
+
+def test_forgotten_and_counted_anew(removed: list[Any]) -> None:
+    ledger = Ledger()
+    tell(ledger, *[("REGISTER", "a", "file")] * 2, ("UNREGISTER", "a", "file"))
+    tell(ledger, ("REGISTER", "a", "file"), ("MAYBE_UNLINK", "a", "file"))
+    assert removed == [("file", "a")]
+
+
+def test_kinds_are_counted_apart(removed: list[Any]) -> None:
+    ledger = Ledger()
+    tell(ledger, ("REGISTER", "a", "file"), ("REGISTER", "a", "folder"))
+    tell(ledger, ("MAYBE_UNLINK", "a", "folder"))
+    assert removed == [("folder", "a")]
+
+
+def test_what_is_left_is_removed_folders_last_inner_ones_first(removed: list[Any]) -> None:
+    ledger = Ledger()
+    for name, rtype in [("/t", "folder"), ("/t/sub", "folder"), ("/t/f", "file"), ("s", "semlock")]:
+        tell(ledger, ("REGISTER", name, rtype))
+    with pytest.warns(UserWarning, match="There appear to be") as caught:
+        ledger.close()
+    assert [name for _, name in removed] == ["/t/f", "s", "/t/sub", "/t"]
+    assert ledger.exit_code == LEAKED
+    assert str(caught[0].message) == (
+        "resource_tracker: There appear to be 1 leaked file objects to clean up at shutdown: "
+        "{'/t/f'}"
+    )
+    ledger.close()
+    assert len(removed) == 4
+
+
+def test_dummies_leak_silently(removed: list[Any]) -> None:
+    ledger = Ledger()
+    tell(ledger, ("REGISTER", "a", "dummy"))
+    ledger.close()
+    assert removed == [("dummy", "a")]
+    assert ledger.exit_code == LEAKED
+
+
+def test_one_that_cannot_be_removed_does_not_save_the_others(
+    removed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> None:
+        raise PermissionError(name)
+
+    monkeypatch.setitem(process_side._CLEANUP_FUNCS, "file", fail)
+    ledger = Ledger()
+    for name in "abc":
+        tell(ledger, ("REGISTER", name, "file"))
+    tell(ledger, ("REGISTER", "d", "folder"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tell(ledger, ("MAYBE_UNLINK", "a", "file"))
+        ledger.close()
+    assert removed == [("folder", "d")]
+    complaints = [str(warning.message) for warning in caught]
+    for name in "abc":
+        assert f"resource_tracker: {name}: PermissionError({name!r})" in complaints
+    assert ledger.exit_code == NOT_REMOVED
+
+
+def test_warnings_as_errors_do_not_save_anything_either(
+    removed: list[Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger()
+    tell(ledger, ("REGISTER", "a", "file"))
+    ledger.close()  # this test runs with warnings as errors
+    assert removed == [("file", "a")]
+    assert "There appear to be 1 leaked file objects" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("message", "complaint"),
+    [
+        (("REGISTER", "a", "spoon"), r"Cannot register a .* unknown resource type \(spoon\)"),
+        (("MAYBE_UNLINK", "a", "file"), "file a is not registered"),
+        (("UNREGISTER", "a", "file"), "file a is not registered"),
+        (("SING", "a", "file"), "unrecognized command 'SING'"),
+    ],
+)
+def test_mistakes_of_clients(
+    message: tuple[str, str, str],
+    complaint: str,
+    removed: list[Any],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    import re
+
+    ledger = Ledger()
+    tell(ledger, message, ("REGISTER", "b", "file"), ("MAYBE_UNLINK", "b", "file"))
+    assert re.search(complaint, capfd.readouterr().err)
+    assert removed == [("file", "b")], "it goes on"
+    assert ledger.exit_code == NOT_UNDERSTOOD
+
+
+def test_verbose(removed: list[Any], capfd: pytest.CaptureFixture[str]) -> None:
+    ledger = Ledger(verbose=True)
+    tell(ledger, ("REGISTER", "a", "file"), ("MAYBE_UNLINK", "a", "file"))
+    ledger.close()
+    assert capfd.readouterr().err.splitlines() == [
+        "[ResourceTracker] incremented refcount of file a (current 1)",
+        "[ResourceTracker] decremented refcount of file a (current 0)",
+        "[ResourceTracker] unlink file a",
+        "[ResourceTracker] resource tracker shut down",
+    ]
+
+
+def test_cleanup_functions_can_be_replaced() -> None:
+    # As joblib does, by this name.
+    assert resource_tracker._CLEANUP_FUNCS is process_side._CLEANUP_FUNCS
+    assert {"noop", "dummy", "file", "folder", "semlock"} <= set(resource_tracker._CLEANUP_FUNCS)
+    with pytest.raises(RuntimeError, match="noop should never be"):
+        resource_tracker._CLEANUP_FUNCS["noop"]("0")
+
+
+# A tracker ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["file", "folder", "semlock"])
+def resource(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    rtype = request.param
+    if rtype == "semlock":
+        from _multiprocessing import SemLock
+
+        name = f"/loky-test-{os.getpid()}"
+        SemLock(1, 1, 1, name, False)
+    else:
+        path = tmp_path / "resource"
+        name = str(path)
+        path.touch() if rtype == "file" else path.joinpath("deep").mkdir(parents=True)
+    yield name, rtype
+    if exists(name, rtype):
+        resource_tracker._CLEANUP_FUNCS[rtype](name)
+
+
+def exists(name: str, rtype: str) -> bool:
+    if rtype != "semlock":
+        return os.path.exists(name)
+    from _multiprocessing import SemLock
+
+    try:
+        SemLock._rebuild(0, 1, 1, name)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def test_real_resources_are_removed(tracker: ResourceTracker, resource: tuple[str, str]) -> None:
+    tracker.register(*resource)
+    tracker.register(*resource)
+    tracker.maybe_unlink(*resource)
+    tracker.maybe_unlink(*resource)
+    tracker._stop()
+    assert not exists(*resource)
+    assert tracker._exitcode == 0
+
+
+def test_unregistered_resources_stay(tracker: ResourceTracker, resource: tuple[str, str]) -> None:
+    tracker.register(*resource)
+    tracker.register(*resource)
+    tracker.unregister(*resource)
+    tracker._stop()
+    assert exists(*resource)
+    assert tracker._exitcode == 0
+
+
+def test_odd_names(tracker: ResourceTracker, tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a:b", " c ", "d\ne", "ü", os.fsdecode(b"\xff"))]
+    for path in paths:
+        path.touch()
+        tracker.register(path, "file")  # paths as well as strings
+        tracker.maybe_unlink(str(path), "file")
+    tracker._stop()
+    assert os.listdir(tmp_path) == []
+
+
+def test_name_that_no_line_holds(tracker: ResourceTracker) -> None:
+    with pytest.raises(ValueError, match="msg too long"):
+        tracker.register("x" * 5000, "file")
+    assert tracker._fd is None, "not even started"
+
+
+def test_life(tracker: ResourceTracker) -> None:
+    assert (tracker._fd, tracker._pid) == (None, None)
+    assert not tracker._check_alive()
+    tracker.ensure_running()
+    fd, pid = tracker._fd, tracker._pid
+    assert fd is not None and pid is not None
+    tracker.ensure_running()
+    assert (tracker.getfd(), tracker._pid) == (fd, pid)
+    assert tracker._check_alive()
+    tracker._stop()
+    assert (tracker._fd, tracker._pid, tracker._exitcode) == (None, None, 0)
+    tracker._stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_tracker_ignores_signals(tracker: ResourceTracker, number: int) -> None:
+    tracker.ensure_running()
+    assert tracker._pid is not None
+    os.kill(tracker._pid, number)  # perhaps before it has got as far as to ignore it
+    tracker._stop()
+    assert tracker._exitcode == 0
+
+
+def test_tracker_has_a_session_of_its_own(tracker: ResourceTracker) -> None:
+    tracker.ensure_running()
+    assert tracker._pid is not None
+    assert os.getsid(tracker._pid) == tracker._pid != os.getsid(0)
+
+
+def test_signal_mask_is_restored(tracker: ResourceTracker) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        tracker.ensure_running()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGTERM}
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+
+
+def kill(tracker: ResourceTracker) -> None:
+    assert tracker._pid is not None
+    os.kill(tracker._pid, signal.SIGKILL)
+    # Waits for its end and leaves the status to the client.
+    os.waitid(os.P_PID, tracker._pid, os.WEXITED | os.WNOWAIT)
+
+
+@pytest.mark.parametrize("collected", [False, True], ids=["", "collected by somebody else"])
+def test_dead_tracker_is_replaced(
+    tracker: ResourceTracker, tmp_path: Path, collected: bool
+) -> None:
+    tracker.ensure_running()
+    pid = tracker._pid
+    kill(tracker)
+    assert not tracker._check_alive()
+    if collected:
+        os.waitpid(pid or 0, 0)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.warns(UserWarning, match="resource_tracker: process died unexpectedly") as caught:
+        tracker.register(file, "file")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert tracker._pid not in (None, pid)
+    tracker.maybe_unlink(file, "file")
+    tracker._stop()
+    assert not file.exists(), "the new one was told"
+
+
+def test_closed_by_somebody_else(tracker: ResourceTracker) -> None:
+    tracker.ensure_running()
+    assert tracker._fd is not None
+    os.close(tracker._fd)
+    with pytest.warns(UserWarning, match="died unexpectedly"):
+        tracker.ensure_running()
+
+
+def test_tracker_that_cannot_be_started(
+    tracker: ResourceTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    monkeypatch.setitem(sys.modules, "multiprocessing.spawn", None)
+    before = set(os.listdir("/proc/self/fd")) if os.path.exists("/proc/self/fd") else None
+    with pytest.raises(FileNotFoundError):
+        tracker.register("a", "dummy")
+    if before is not None:
+        assert set(os.listdir("/proc/self/fd")) == before
+    monkeypatch.undo()
+    tracker.ensure_running()
+    tracker._stop()
+    assert tracker._exitcode == 0, "what could not be sent is not sent later"
+
+
+def test_executable_of_multiprocessing_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from multiprocessing import spawn
+
+    monkeypatch.setattr(spawn, "_python_exe", "/another/python")
+    assert resource_tracker._command(3)[0] == "/another/python"
+    assert "resource_tracker" in resource_tracker._command(3)[-1], "known by that to many"
+
+
+# One tracker for many ----------------------------------------------------------------------------
+
+
+def test_calls_from_finalizers(
+    tracker: ResourceTracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call strikes at every point of another one at which it can: while something is written."""
+    files = [tmp_path / name for name in "abcd"]
+    for file in files:
+        file.touch()
+    pending = list(files)
+    write_to = ResourceTracker._write_to
+
+    def write_and_be_interrupted(self: ResourceTracker, fd: int, message: bytes) -> bool:
+        if pending:
+            file = pending.pop()
+            self.register(file, "file")
+            self.maybe_unlink(file, "file")
+        return write_to(self, fd, message)
+
+    monkeypatch.setattr(ResourceTracker, "_write_to", write_and_be_interrupted)
+    tracker.ensure_running()
+    tracker.ensure_running()
+    assert not pending
+    tracker._stop()
+    assert tracker._exitcode == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_interrupted_call_does_not_block_the_next(
+    tracker: ResourceTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker.ensure_running()
+
+    def interrupted(*args: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ResourceTracker, "_write_to", interrupted)
+        tracker.register("a", "dummy")
+    tracker.ensure_running()
+    tracker._stop()
+    assert tracker._exitcode == 0
+
+
+def test_threads(tracker: ResourceTracker, tmp_path: Path) -> None:
+    barrier = threading.Barrier(8)
+
+    def use(number: int) -> None:
+        barrier.wait(LONG)
+        file = tmp_path / f"file {number}"
+        file.touch()
+        for _ in range(50):
+            tracker.register(file, "file")
+        for _ in range(50):
+            tracker.maybe_unlink(file, "file")
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    tracker._stop()
+    assert tracker._exitcode == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_adopted_tracker(tracker: ResourceTracker, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    tracker.register(file, "file")
+    other = ResourceTracker()
+    other.adopt(os.dup(tracker.getfd()))
+    other.maybe_unlink(file, "file")
+    other._stop()
+    assert other._fd is not None, "not the other's to stop"
+    os.close(other._fd)
+    other._fd = None
+    tracker._stop()
+    assert not file.exists()
+
+
+def test_located_tracker(tracker: ResourceTracker, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    tracker.register(file, "file")
+    other = ResourceTracker()
+    answers = [os.dup(tracker.getfd()), None]
+    other.locate = lambda: answers.pop(0)
+    other.maybe_unlink(file, "file")
+    assert answers == [None], "asked once"
+    assert other._pid is None
+    assert other._fd is not None
+    os.close(other._fd)
+    other._fd = None
+    other.ensure_running()
+    assert other._pid is not None, "and when there is none, it starts one"
+    other._stop()
+    tracker._stop()
+    assert not file.exists()
+
+
+def test_worker_and_parent_count_together(tmp_path: Path) -> None:
+    from loky.backend.context import ctx_loky
+
+    file = tmp_path / "file"
+    file.touch()
+    resource_tracker.register(file, "file")
+    resource_tracker.register(file, "file")
+    for _ in range(2):
+        assert file.exists()
+        process = ctx_loky.Process(target=helpers.unlink_reference, args=(str(file),))
+        process.start()
+        process.join(LONG)
+        assert process.exitcode == 0
+        process.close()
+    resource_tracker._resource_tracker._stop()
+    assert not file.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_forked_child_shares_the_tracker() -> None:
+    resource_tracker.ensure_running()
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            found = resource_tracker._resource_tracker
+            resource_tracker.ensure_running()
+            os.write(write_end, repr((helpers.identify(found._fd), found._pid)).encode())
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    with open(read_end) as file:
+        answer = file.read()
+    os.waitpid(pid, 0)
+    assert answer == repr((helpers.identify(resource_tracker.getfd()), None))
+
+
+def test_fork_while_another_thread_uses_the_tracker() -> None:
+    """The child would wait for ever for the lock of a thread that it does not have."""
+    check_code("""
+        import os, threading
+        from loky.backend import resource_tracker
+        from loky.backend.resource_tracker import _resource_tracker as tracker
+        tracker.ensure_running()
+        held, let_go = threading.Event(), threading.Event()
+        def hold():
+            with tracker._lock:
+                held.set()
+                let_go.wait()
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait()
+        import warnings
+        warnings.simplefilter("ignore")  # of forking with threads
+        pid = os.fork()
+        if pid == 0:
+            tracker.ensure_running()
+            os._exit(0)
+        status = os.waitpid(pid, 0)[1]
+        let_go.set()
+        thread.join()
+        assert status == 0
+    """)
+
+
+# The end of programs -----------------------------------------------------------------------------
+
+
+def test_nothing_is_left_of_a_program_that_was_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "file").touch()
+    done = run_code(f"""
+        import os, signal
+        from loky.backend import resource_tracker
+        resource_tracker.register({str(folder)!r}, "folder")
+        resource_tracker.register({str(folder / "inner")!r}, "folder")
+        resource_tracker.register({str(folder / "inner" / "file")!r}, "file")
+        os.killpg(os.setsid() or 0, signal.SIGKILL)
+    """)
+    assert done.returncode == -signal.SIGKILL
+    assert not folder.exists()
+    assert "There appear to be 1 leaked file" in done.stderr
+    assert "There appear to be 2 leaked folder" in done.stderr
+    assert "Error" not in done.stderr
+
+
+def test_program_waits_for_its_tracker(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    program = subprocess.run(
+        [
+            *(sys.executable, "-X", "dev", "-c"),
+            f"from loky.backend.resource_tracker import register; register({str(file)!r}, 'file')",
+        ],
+        stderr=subprocess.DEVNULL,  # so that its end is the program's alone
+    )
+    assert program.returncode == 0
+    assert not file.exists()
+
+
+def test_leaks_can_be_silenced(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    check_code(
+        f"from loky.backend import resource_tracker as r; r.register({str(file)!r}, 'file')",
+        PYTHONWARNINGS="ignore:resource_tracker:UserWarning",
+    )
+    assert not file.exists()
+
+
+def test_main_as_a_program() -> None:
+    """The format of the pipe and the exit codes are those of multiprocessing's tracker."""
+    read_end, write_end = os.pipe()
+    code = f"from loky.backend.resource_tracker import main; main({read_end})"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], pass_fds=[read_end], stderr=subprocess.PIPE, text=True
+    ) as process:
+        os.close(read_end)
+        os.write(write_end, b"PROBE:0:noop\nREGISTER:test-resource:noop\n")
+        os.close(write_end)
+        _, err = process.communicate()
+    assert process.returncode == NOT_REMOVED
+    assert "noop should never be registered" in err
+
+
+def test_verbose_tracker(tmp_path: Path) -> None:
+    done = run_code("""
+        from loky.backend import resource_tracker
+        resource_tracker.VERBOSE = True
+        resource_tracker.register("a", "dummy")
+        resource_tracker.maybe_unlink("a", "dummy")
+    """)
+    assert "[ResourceTracker] decremented refcount of dummy a (current 0)" in done.stderr
+
+
+def test_files_that_windows_still_holds() -> None:
+    check_code("""
+        import os, subprocess, sys, time
+        from types import ModuleType
+        from unittest import mock
+        winapi = mock.MagicMock()
+        sys.modules["_winapi"], sys.modules["msvcrt"] = winapi, ModuleType("msvcrt")
+        pauses, answers = [], [PermissionError(), PermissionError(), None]
+        with mock.patch.multiple(sys, platform="win32"), mock.patch.multiple(
+            time, sleep=pauses.append
+        ), mock.patch.object(os, "unlink", side_effect=answers) as unlink:
+            from loky.backend import _win32
+            _win32.remove_file("name")
+            assert len(pauses) == 2 and unlink.call_count == 3
+            unlink.side_effect = PermissionError("held for good")
+            try:
+                _win32.remove_file("name")
+            except PermissionError:
+                pass
+            else:
+                raise AssertionError("silently given up")
+            assert unlink.call_count == 13
+    """)

@@ -1,0 +1,381 @@
+"""Functions that tests run in workers.
+
+They are here and not in the test modules because a worker imports the module of a function that
+it runs: this one is light, the test modules import pytest.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+# ---------------------------------------------------------------------- waiting, see rendezvous
+
+
+def pass_through(path: str, value: Any = None) -> Any:
+    """Say that you are here, wait until you may go on, return the value."""
+    announce(path)
+    wait_at(path)
+    return value
+
+
+def pid_through(path: str) -> int:
+    pass_through(path)
+    return os.getpid()
+
+
+def announce(path: str) -> None:
+    """Say that you are here."""
+    with open(path + ".in", "wb", buffering=0) as file:
+        file.write(b"%d\n" % os.getpid())
+
+
+def wait_at(path: str) -> None:
+    """Wait until you may go on."""
+    with open(path + ".out", "rb", buffering=0) as file:
+        file.read(1)
+
+
+# ---------------------------------------------------------------------- plain calls
+
+
+def echo(*args: Any, **kwargs: Any) -> Any:
+    return args, kwargs
+
+
+def fail_with(error: BaseException) -> None:
+    raise error
+
+
+def write_line(path: str, text: object) -> None:
+    """One write of a short line in append mode is atomic."""
+    with open(path, "ab", buffering=0) as file:
+        file.write(f"{text}\n".encode())
+
+
+def zeros(size: int) -> bytes:
+    return bytes(size)
+
+
+def pass_or_write(path: str, number: int) -> None:
+    if number == 0:
+        pass_through(path)
+    else:
+        write_line(path, number)
+
+
+def fail_or_write(number: int, path: str) -> int:
+    if number == 2:
+        raise ZeroDivisionError
+    if number == 3:
+        write_line(path, number)
+    return number
+
+
+def echo_or_hold(path: str | None) -> None:
+    if path is not None:
+        pass_through(path)
+
+
+def set_variable(name: str, value: str) -> None:
+    os.environ[name] = value
+
+
+def pid_and_variable(gate: str, name: str) -> tuple[int, str | None]:
+    pass_through(gate)
+    return os.getpid(), os.environ.get(name)
+
+
+def bad_initializer(word: str) -> None:
+    raise LookupError(f"there is no {word}")
+
+
+def refuse_to_load() -> None:
+    raise ValueError("cannot be loaded")
+
+
+class Unloadable:
+    def __reduce__(self) -> Any:
+        return refuse_to_load, ()
+
+
+# ---------------------------------------------------------------------- ways to die
+
+
+def no_core() -> None:
+    """No core file is to be written, wherever the tests run."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def die_by(signum: int) -> None:
+    os.kill(os.getpid(), signum)
+    signal.pause()
+
+
+def killed() -> None:
+    die_by(signal.SIGKILL)
+
+
+def terminated() -> None:
+    die_by(signal.SIGTERM)
+
+
+def read_address_zero() -> None:
+    import ctypes
+
+    no_core()
+    ctypes.string_at(0)
+
+
+def fault() -> None:
+    import faulthandler
+
+    no_core()
+    faulthandler._sigsegv()  # type: ignore[attr-defined]
+
+
+def overflow_the_stack() -> None:
+    import faulthandler
+
+    no_core()
+    faulthandler._stack_overflow()  # type: ignore[attr-defined]
+
+
+def abort() -> None:
+    no_core()
+    os.abort()
+
+
+def leave_happily() -> None:
+    os._exit(0)
+
+
+def leave_with_three() -> None:
+    os._exit(3)
+
+
+def exit_at_three(number: int) -> int:
+    if number == 3:
+        os._exit(1)
+    return number
+
+
+def exit_the_first_time(path: str) -> None:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os._exit(1)
+
+
+def finish_then_die(path: str) -> str:
+    """The result is sent as soon as this returns; what was left behind then ends the worker."""
+
+    def die() -> None:
+        wait_at(path)
+        os._exit(1)
+
+    threading.Thread(target=die, daemon=True).start()
+    return "result"
+
+
+def exhaust_memory() -> None:
+    import resource
+
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (500_000_000, old[1]))
+    try:
+        bytearray(1_000_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, old)
+
+
+# ---------------------------------------------------------------------- forks
+
+
+def fork_a_child_that_waits(path: str) -> None:
+    if os.fork() == 0:
+        try:
+            announce(path)
+            signal.pause()
+        finally:
+            os._exit(0)
+    announce(path)
+    signal.pause()
+
+
+# ---------------------------------------------------------------------- pickling
+
+
+class FailsIn:
+    """Can be unpickled in any process but one."""
+
+    def __init__(self, pid: int, error: BaseException | None = None) -> None:
+        self.pid = pid
+        self.error = error or ValueError("not to be loaded here")
+
+    def __reduce__(self) -> Any:
+        return rebuild_unless_in, (self.pid, self.error)
+
+
+def rebuild_unless_in(pid: int, error: BaseException) -> FailsIn:
+    if os.getpid() == pid:
+        raise error
+    return FailsIn(pid, error)
+
+
+def make_fails_in(pid: int, error: BaseException | None = None) -> FailsIn:
+    return FailsIn(pid, error)
+
+
+class KillsItsReader:
+    def __reduce__(self) -> Any:
+        return os._exit, (5,)
+
+
+class FailsToReduce:
+    """Raises when it is pickled."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        raise self.error
+
+
+def make_fails_to_reduce(error: BaseException) -> FailsToReduce:
+    return FailsToReduce(error)
+
+
+class Rude:
+    """Cannot be pickled, and does not answer questions either."""
+
+    def __reduce__(self) -> Any:
+        raise ValueError("never")
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("go away")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("go away")
+
+
+def make_rude(how: str) -> Any:
+    return {"plain": Rude(), "key": {1: Rude()}, "item": [Rude()]}[how]
+
+
+class Box:
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+class SlotBox:
+    __slots__ = ("content",)
+
+    def __init__(self, content: Any) -> None:
+        self.content = content
+
+
+def locks_in(how: str) -> Any:
+    """Results that cannot be pickled."""
+    lock = threading.Lock()
+    return {
+        "itself": lock,
+        "item": [1, (2, lock)],
+        "value": {"a": {"b": lock}},
+        "attribute": Box(Box(lock)),
+        "slot": SlotBox([lock]),
+        "closure": lambda: lock,
+    }[how]
+
+
+class TwoArguments(Exception):
+    """As is common: pickled with one argument, rebuilt with two."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+class HoldsALock(Exception):
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class BadStr(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class FailsInException(Exception):
+    """Can be rebuilt in any process but one."""
+
+    def __reduce__(self) -> Any:
+        return rebuild_exception, self.args
+
+
+def rebuild_exception(pid: int) -> Any:
+    if os.getpid() == pid:
+        raise LookupError("not to be rebuilt here")
+    return FailsInException(pid)
+
+
+class NotAnExceptionIn(Exception):
+    """Is rebuilt as something else in one process."""
+
+    def __reduce__(self) -> Any:
+        return rebuild_as_text, self.args
+
+
+def rebuild_as_text(pid: int) -> Any:
+    return "text" if os.getpid() == pid else NotAnExceptionIn(pid)
+
+
+EXCEPTIONS = {
+    "two arguments": lambda pid: TwoArguments("one", "two"),
+    "lock": lambda pid: HoldsALock("locked"),
+    "bad str": lambda pid: BadStr(threading.Lock()),
+    "rebuild": FailsInException,
+    "text": NotAnExceptionIn,
+}
+
+
+def raise_exception(kind: str, pid: int) -> None:
+    raise EXCEPTIONS[kind](pid)
+
+
+def checksum(data: bytes) -> tuple[int, int]:
+    import zlib
+
+    return len(data), zlib.crc32(data)
+
+
+def pattern(size: int) -> bytes:
+    return bytes(range(256)) * (size // 256) + bytes(size % 256)
+
+
+class Coin:
+    """What reducers of the tests are for."""
+
+    def __init__(self, side: str) -> None:
+        self.side = side
+
+
+def make_coin(side: str) -> Coin:
+    return Coin(side)
+
+
+def side_of(coin: Coin) -> str:
+    return coin.side
+
+
+def reduce_to_heads(coin: Coin) -> Any:
+    return make_coin, ("heads",)
+
+
+def reduce_to_tails(coin: Coin) -> Any:
+    return make_coin, ("tails",)

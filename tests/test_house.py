@@ -1,0 +1,212 @@
+"""The rules of the house: who may import whom, what every file says, and what being there costs.
+
+The imports are read from the source, wherever they stand, so that a function or a branch for type
+checkers cannot hide one.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import loky
+from loky import ProcessPoolExecutor
+
+HOME = Path(loky.__file__).parent
+MODULES = sorted(HOME.rglob("*.py"))
+
+# What each room may import of this package, itself included. What stands outside of the rooms
+# (the facade, the command line, ...) may import everything.
+ROOMS = {
+    "loky.wire": {"loky.wire"},
+    "loky.worker": {"loky.worker", "loky.wire", "loky.nesting"},
+    "loky.pool": {
+        "loky.pool",
+        "loky.wire",
+        "loky.errors",
+        "loky.future",
+        "loky.nesting",
+        "loky.options",
+    },
+    "loky.pool.model": set(),
+    "loky.pool.scheduler": {"loky.pool.model"},
+    "loky.errors": set(),
+    "loky.future": set(),
+    "loky.nesting": set(),
+    "loky.options": {"loky.cpu", "loky.errors", "loky.wire"},
+    "loky.backend": {"loky.backend", "loky.cpu", "loky.wire"},
+}
+# Pure data structures: all that the state machine may know of the standard library.
+PLAIN = {"__future__", "collections", "typing"}
+
+HEAVY = {
+    "asyncio",
+    "cloudpickle",
+    "concurrent",
+    "logging",
+    "multiprocessing",
+    "numpy",
+    "pickle",
+    "psutil",
+    "re",
+    "selectors",
+    "socket",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "traceback",
+    "typing",
+}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(HOME.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports, wherever it does so, and the line."""
+    package = name_of(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                # `from . import x` may import a module: one that exists as a file.
+                inner = HOME.parent.joinpath(*module.split("."), alias.name)
+                if inner.with_suffix(".py").exists() or inner.is_dir():
+                    yield f"{module}.{alias.name}", node.lineno
+                else:
+                    yield module, node.lineno
+
+
+def within(name: str, room: str) -> bool:
+    return name == room or name.startswith(room + ".")
+
+
+def rules_for(name: str) -> set[str] | None:
+    rooms = [room for room in ROOMS if within(name, room)]
+    return ROOMS[max(rooms, key=len)] if rooms else None
+
+
+def test_the_walk_finds_the_imports() -> None:
+    found = dict(imports_of(HOME / "pool" / "supervisor.py"))
+    assert {"loky.pool.scheduler", "loky.future", "loky.wire.protocol", "threading"} <= set(found)
+    assert "loky.worker.guard" in dict(imports_of(HOME / "worker" / "loop.py"))
+    assert len(MODULES) > 20
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_one_way(path: Path) -> None:
+    name = name_of(path)
+    allowed = rules_for(name)
+    if allowed is None:
+        return
+    wrong = [
+        f"line {line}: {imported}"
+        for imported, line in imports_of(path)
+        if within(imported, "loky") and not any(within(imported, room) for room in allowed)
+        # The package itself is where lazily imported names are looked up: never from inside.
+    ]
+    assert not wrong, f"{name} may import {sorted(allowed)} of this package only"
+
+
+@pytest.mark.parametrize("room", ["pool", "wire", "worker"])
+def test_nothing_on_the_way_of_a_task_needs_the_backend(room: str) -> None:
+    for path in HOME.joinpath(room).glob("*.py"):
+        for imported, line in imports_of(path):
+            assert not within(imported, "loky.backend"), f"{path.name}, line {line}"
+
+
+@pytest.mark.parametrize("name", ["model", "scheduler"])
+def test_the_state_machine_knows_plain_data_structures_only(name: str) -> None:
+    for imported, line in imports_of(HOME / "pool" / f"{name}.py"):
+        assert imported in PLAIN or imported == "loky.pool.model", f"line {line}: {imported}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_every_module_opens_with_a_header(path: Path) -> None:
+    header = ast.get_docstring(ast.parse(path.read_bytes()))
+    assert header, "no docstring"
+    first = header.splitlines()[0]
+    assert len(first) > 20
+    assert first.rstrip()[-1] in ".:"
+
+
+@pytest.mark.parametrize("room", ["pool", "wire", "worker"])
+def test_operating_systems_are_told_apart_in_one_place(room: str) -> None:
+    """`sys.platform` and `os.name` are asked only where the kind of a thing is chosen."""
+    for path in HOME.joinpath(room).glob("*.py"):
+        if path.name in ("channel.py", "launcher.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                asked = f"{node.value.id}.{node.attr}"
+                assert asked not in ("sys.platform", "os.name"), f"{path.name}, {node.lineno}"
+
+
+# ---------------------------------------------------------------------- the cost of being there
+
+
+def modules_after(code: str) -> set[str]:
+    """What a bare interpreter has imported after running this code that it had not before."""
+    script = (
+        "import sys; before = set(sys.modules)\n"
+        f"{code}\n"
+        "print(*sorted(set(sys.modules) - before), sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    assert modules_after("import loky") == {"loky"}
+
+
+def test_what_the_first_executor_imports_is_light() -> None:
+    new = {name.partition(".")[0] for name in modules_after("import loky.process_executor")}
+    # The base class of our executor lives in concurrent.futures, which needs these itself.
+    base = {name.partition(".")[0] for name in modules_after("import concurrent.futures._base")}
+    heavy = new & HEAVY - base
+    assert not heavy & {"asyncio", "cloudpickle", "multiprocessing", "numpy", "psutil", "socket"}
+
+
+def test_a_worker_that_has_done_nothing_has_imported_next_to_nothing() -> None:
+    question = "sorted(__import__('sys').modules)"
+    with ProcessPoolExecutor(1) as executor:
+        there = set(executor.submit(eval, question).result())
+    bare = set(
+        subprocess.run(
+            [sys.executable, "-c", f"print(*{question})"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+            env={**os.environ},
+        ).stdout.split()
+    )
+    new = there - bare
+    assert "loky.worker.loop" in new
+    heavy = {name for name in new if name.partition(".")[0] in HEAVY}
+    assert not heavy
+    assert not [name for name in new if name.startswith(("loky.pool", "loky.backend"))]
+    others = {name for name in new if not name.startswith("loky")}
+    # Each costs every cold start; raise the number only for a reason.
+    assert len(others) <= 8, sorted(others)

@@ -1,0 +1,915 @@
+"""The scheduler: random histories in which everything that can happen does, and direct tests.
+
+The histories run the real scheduler in the world of `simulation`: hypothesis searches and shrinks
+failing ones, and a plain random walk, hundreds of times faster, covers more ground. More of both:
+``LOKY_TEST_EFFORT=100 pytest tests/test_scheduler.py`` tries a hundred times as many (the time
+limit is lifted accordingly; use ``-p no:timeout`` for hours). A failing walk prints its seed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from simulation import World
+
+from loky.pool.model import (
+    CANCELLED,
+    DRAINING,
+    KILL,
+    PENDING,
+    READY,
+    RECALL,
+    RETIRE,
+    RETIRING,
+    SEND,
+    START,
+    STARTING,
+    Broken,
+    Cancelled,
+    Lost,
+    Refused,
+    Task,
+    Worker,
+)
+from loky.pool.scheduler import (
+    FAILED_STARTS_BASE,
+    FAILED_STARTS_EACH,
+    INTENSITY_BASE,
+    INTENSITY_EACH,
+    MAX_AHEAD,
+    SLOW_HEAD_SECONDS,
+    SLOW_START_SECONDS,
+    START_AGAIN_SECONDS,
+    Scheduler,
+)
+
+EFFORT = float(os.environ.get("LOKY_TEST_EFFORT", "1"))
+
+Pick = Callable[[int], int]  # a number below its argument
+
+DURATIONS = (0.0, 5e-6, 1e-4, 1e-3, 9e-3, 0.5, 30.0)
+PAUSES = (0.0, 1e-4, 1e-3, 2.5e-3, 0.1, 1.1, 5.0, 30.0)
+
+
+def make_world(pick: Pick) -> World:
+    return World(
+        1 + pick(4),
+        idle_timeout=(None, None, 0.0, 3.0)[pick(4)],
+        max_tasks_per_child=(None, None, 1, 2, 5)[pick(5)],
+        break_on_crash=pick(8) == 7,
+        can_recall=pick(4) != 3,
+    )
+
+
+# ---------------------------------------------------------------------- what can happen
+
+ACTIONS: dict[str, tuple[int, Callable[[World], Any], Callable[[World, Pick], Any]]] = {}
+
+
+def action(weight: int, among: Callable[[World], Any] = lambda world: True) -> Any:
+    """Add an action: how likely it is, and what it needs something of."""
+
+    def register(function: Callable[[World, Pick], Any]) -> Any:
+        ACTIONS[function.__name__] = (weight, among, function)
+        return function
+
+    return register
+
+
+def processes(condition: Callable[[Any], Any]) -> Callable[[World], list[Worker]]:
+    return lambda world: [w for w, process in world.processes.items() if condition(process)]
+
+
+def unsettled(world: World) -> list[Task]:
+    return [task for task in world.tasks if task not in world.settled]
+
+
+def one_of(things: list[Any], pick: Pick) -> Any:
+    return things[pick(len(things))]
+
+
+@action(8)
+def submit(world: World, pick: Pick) -> None:
+    world.submit((1, 1, 1, 2, 7, 40)[pick(6)])
+
+
+@action(2, unsettled)
+def cancel(world: World, pick: Pick) -> None:
+    world.cancel(one_of(unsettled(world), pick))
+
+
+@action(2, unsettled)
+def stop(world: World, pick: Pick) -> None:
+    world.stop(one_of(unsettled(world), pick))
+
+
+@action(30, lambda world: world.scheduler.decisions)
+def apply(world: World, pick: Pick) -> None:
+    world.apply(refuse_start=pick(12) == 11)
+
+
+@action(10, lambda world: world.scheduler.decisions)
+def apply_all(world: World, pick: Pick) -> None:
+    world.apply_all()
+
+
+@action(30, lambda world: world.outbox)
+def send(world: World, pick: Pick) -> None:
+    world.send(unpicklable=pick(20) == 19)
+
+
+BOOTING = processes(lambda process: process.alive and not process.booted)
+READING = processes(lambda process: process.can_read)
+RUNNING = processes(lambda process: process.alive and process.running)
+SENT = processes(lambda process: process.sent)
+ALIVE = processes(lambda process: process.alive)
+DEAD = processes(lambda process: not process.alive)
+
+
+@action(12, BOOTING)
+def boot(world: World, pick: Pick) -> None:
+    world.boot(one_of(BOOTING(world), pick))
+
+
+@action(30, READING)
+def read(world: World, pick: Pick) -> None:
+    world.read(one_of(READING(world), pick))
+
+
+@action(30, RUNNING)
+def complete(world: World, pick: Pick) -> None:
+    worker = one_of(RUNNING(world), pick)
+    if world.processes[worker].running not in world.endless:
+        world.complete(worker, DURATIONS[pick(len(DURATIONS))])
+
+
+@action(30, SENT)
+def look_at(world: World, pick: Pick) -> None:
+    world.look_at(one_of(SENT(world), pick))
+
+
+@action(2, ALIVE)
+def die(world: World, pick: Pick) -> None:
+    world.die(one_of(ALIVE(world), pick))
+
+
+@action(12, DEAD)
+def reap(world: World, pick: Pick) -> None:
+    world.reap(one_of(DEAD(world), pick))
+
+
+@action(8)
+def advance(world: World, pick: Pick) -> None:
+    world.advance(PAUSES[pick(len(PAUSES))])
+
+
+@action(4)
+def advance_to_deadline(world: World, pick: Pick) -> None:
+    world.apply_all()
+    world.advance_to_deadline()
+
+
+@action(2)
+def resize(world: World, pick: Pick) -> None:
+    world.resize(1 + pick(5))
+
+
+@action(1)
+def shutdown(world: World, pick: Pick) -> None:
+    if pick(4) == 3:  # most histories should last a while
+        world.shutdown(cancel=pick(2) == 1, kill=pick(4) == 3)
+
+
+@action(1)
+def break_(world: World, pick: Pick) -> None:
+    if pick(8) == 7:
+        world.break_()
+
+
+# ---------------------------------------------------------------------- random histories
+
+
+class Histories(RuleBasedStateMachine):
+    world: World
+
+    @initialize(data=st.data())
+    def begin(self, data: Any) -> None:
+        self.world = make_world(lambda below: data.draw(st.integers(0, below - 1)))
+
+    @invariant()
+    def records_are_right(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.finish()
+
+
+def _add_rule(name: str) -> None:
+    _, among, function = ACTIONS[name]
+
+    def run(self: Histories, data: Any) -> None:
+        function(self.world, lambda below: data.draw(st.integers(0, below - 1)))
+
+    run.__name__ = name
+    checked = precondition(lambda self: hasattr(self, "world") and bool(among(self.world)))
+    setattr(Histories, name, checked(rule(data=st.data())(run)))
+
+
+for _name in ACTIONS:
+    _add_rule(_name)
+
+TestHistories = pytest.mark.timeout(80)(Histories.TestCase)
+TestHistories.settings = settings(
+    max_examples=max(1, int(60 * EFFORT)),
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def walk(seed: int, steps: int) -> None:
+    """One random history, the same for the same seed."""
+    chance = random.Random(seed)
+    world = make_world(chance.randrange)
+    # Each history has its own habits: in some workers die often, in some nobody looks for long.
+    names = list(ACTIONS)
+    weights = [ACTIONS[name][0] * chance.choice((0.1, 1, 1, 1, 5)) for name in names]
+    for _ in range(steps):
+        (name,) = chance.choices(names, weights)
+        _, among, function = ACTIONS[name]
+        if among(world):
+            function(world, chance.randrange)
+            world.check()
+    world.finish()
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_random_walks(part: int) -> None:
+    for number in range(max(1, int(120 * EFFORT))):
+        seed = number * 4 + part
+        try:
+            walk(seed, 150)
+        except BaseException:
+            print(f"to replay: walk({seed}, 150)")
+            raise
+
+
+# ---------------------------------------------------------------------- direct tests
+#
+# These use the same world, but each party does what the test says.
+
+
+def ready_workers(world: World) -> list[Worker]:
+    """Start what is to be started, and let every worker report."""
+    world.apply_all()
+    for worker, process in world.processes.items():
+        if not process.booted:
+            world.boot(worker)
+            world.look_at(worker)
+    world.apply_all()
+    return list(world.processes)
+
+
+def send_all(world: World) -> None:
+    world.apply_all()
+    while world.outbox:
+        world.send()
+        world.apply_all()
+
+
+def run_one(world: World, worker: Worker, seconds: float) -> None:
+    world.read(worker)
+    world.complete(worker, seconds)
+    world.look_at(worker)
+    send_all(world)
+
+
+def warm(workers: int, seconds: float = 0.0, **options: Any) -> tuple[World, list[Worker]]:
+    """A world with ready, idle workers, that knows how long tasks take."""
+    world = World(workers, **options)
+    world.submit(workers)
+    found = ready_workers(world)
+    send_all(world)
+    for worker in found:
+        run_one(world, worker, seconds)
+    world.check()
+    return world, found
+
+
+def lengths(world: World) -> list[int]:
+    return [len(worker.line) for worker in world.processes]
+
+
+def test_a_cold_pool_spreads_its_first_tasks_over_all_workers() -> None:
+    world = World(4)
+    world.submit(50)
+    started = [d[1] for d in world.scheduler.decisions if d[0] == START]
+    assert len(started) == 4
+    world.apply_all()
+    assert lengths(world) == [1, 1, 1, 1]
+    assert all(worker.state == STARTING for worker in world.processes)
+    # The first to be ready is fast, and keeps its hands off what the others were promised.
+    first = started[2]
+    world.boot(first)
+    world.look_at(first)
+    send_all(world)
+    for _ in range(20):
+        run_one(world, first, 1e-6)
+    assert [len(worker.line) for worker in started if worker is not first] == [1, 1, 1]
+    world.finish()
+    assert all(verdict == "result" for verdict in world.settled.values())
+
+
+def test_the_promised_task_of_a_slow_starter_goes_to_an_idle_worker() -> None:
+    world = World(2)
+    one, other = world.submit(2)
+    world.apply_all()
+    fast, slow = world.processes
+    world.boot(fast)
+    world.look_at(fast)
+    send_all(world)
+    run_one(world, fast, 0.5)
+    assert one in world.settled
+    assert other.worker is slow
+    world.advance(SLOW_START_SECONDS * 0.99)
+    assert other.worker is slow
+    assert world.advance_to_deadline()
+    assert other.worker is fast
+    # And it is not handed back and forth when there is nobody else who could take it.
+    third, fourth = world.submit(2)
+    assert fourth.state == third.state == PENDING
+    world.boot(slow)
+    world.look_at(slow)
+    assert third.worker is slow
+    world.finish()
+
+
+def test_tiny_tasks_are_sent_ahead_and_long_ones_are_not() -> None:
+    world, (worker,) = warm(1, 1e-6)
+    world.submit(500)
+    send_all(world)
+    assert len(worker.line) == 1 + MAX_AHEAD
+    world.finish()
+
+    world, (worker,) = warm(1, 0.5)
+    world.submit(500)
+    send_all(world)
+    assert len(worker.line) == 1
+    world.finish()
+
+
+def test_a_long_task_does_not_hold_tiny_ones() -> None:
+    world, (one, other) = warm(2, 1e-5)
+    world.submit(200)
+    send_all(world)
+    held = list(one.line)[1:]
+    assert held
+    world.read(one)  # this one will take its time
+    world.advance_to_deadline()  # notices after SLOW_HEAD_SECONDS
+    send_all(world)
+    assert world.now <= SLOW_HEAD_SECONDS
+    assert len(one.line) == 1
+    assert all(task.worker is not one for task in held)
+    for _ in range(400):
+        if not other.line:
+            break
+        run_one(world, other, 1e-5)
+    # Everything but the long one is done, by the other worker.
+    assert len(world.settled) == len(world.tasks) - 1
+    world.check()
+    world.finish()
+
+
+def test_a_long_task_on_a_worker_that_is_to_be_replaced_does_not_hold_tiny_ones() -> None:
+    world, _ = warm(1, 1e-5, max_tasks_per_child=20)
+    world.submit(100)
+    send_all(world)
+    old = next(worker for worker in world.processes if worker.state == DRAINING)
+    held = list(old.line)[1:]
+    assert held
+    world.read(old)
+    world.advance_to_deadline()
+    assert list(old.line) and held[0] not in old.line
+    assert all(task.state == PENDING for task in held)
+    world.finish()
+
+
+def test_what_a_descheduled_worker_has_not_read_leaves_it_usable() -> None:
+    world, _ = warm(1, 1e-5)
+    world.submit(10)
+    send_all(world)
+    world.advance(1.0)  # it reads nothing at all meanwhile, not even the head
+    world.apply_all()
+    world.check()
+    world.finish()
+    assert set(world.settled.values()) == {"result"}
+
+
+def test_the_most_recently_used_idle_worker_is_used_first() -> None:
+    world, workers = warm(4, 1e-3)
+    for _ in range(5):
+        (task,) = world.submit()
+        assert task.worker is workers[-1]
+        send_all(world)
+        run_one(world, workers[-1], 1e-3)
+    world.finish()
+
+
+def test_pending_tasks_start_in_the_order_of_submission() -> None:
+    world, (worker,) = warm(1, 0.5)
+    tasks = world.submit(5)
+    done = []
+    for _ in tasks:
+        send_all(world)
+        done.append(worker.line[0])
+        run_one(world, worker, 0.5)
+    assert done == tasks
+    world.finish()
+
+
+def test_recalled_tasks_keep_their_order() -> None:
+    world, (worker,) = warm(1, 1e-5)
+    tasks = world.submit(10)
+    send_all(world)
+    world.read(worker)
+    world.advance(1.0)
+    world.apply_all()
+    assert list(worker.line) == tasks[:1]
+    assert list(world.scheduler.pending) == tasks[1:]
+    world.finish()
+
+
+# What a death costs.
+
+
+def test_a_death_costs_the_running_task_only() -> None:
+    world, (worker,) = warm(1, 1e-5)
+    tasks = world.submit(10)
+    send_all(world)
+    run_one(world, worker, 1e-5)
+    world.read(worker)
+    world.die(worker)
+    world.reap(worker)
+    world.finish()
+    verdicts = [world.settled[task] for task in tasks]
+    assert isinstance(verdicts[1], Lost)
+    assert verdicts[1].worker is worker
+    assert verdicts[1].exit == "exit"
+    assert [v for v in verdicts if v == "result"] == ["result"] * 9
+
+
+def test_a_finished_result_survives_its_worker() -> None:
+    world, (worker,) = warm(1, 1e-5)
+    tasks = world.submit(3)
+    send_all(world)
+    world.read(worker)
+    world.complete(worker, 1e-5)
+    world.read(worker)
+    world.complete(worker, 1e-5)  # sent, and not looked at before the death
+    world.die(worker)
+    world.reap(worker)
+    world.finish()
+    assert [world.settled[task] for task in tasks] == ["result"] * 3
+
+
+def test_a_hundred_deaths_by_tasks_do_not_break_the_pool() -> None:
+    world = World(2)
+    for _ in range(100):
+        world.submit()
+        ready_workers(world)
+        send_all(world)
+        for worker, process in list(world.processes.items()):
+            if process.can_read:
+                world.read(worker)
+                world.die(worker)
+                world.reap(worker)
+        assert world.scheduler.broken is None
+    world.finish()
+    assert all(isinstance(verdict, Lost) for verdict in world.settled.values())
+
+
+@pytest.mark.parametrize("max_workers", [1, 4])
+def test_too_many_deaths_of_idle_workers_break_the_pool(max_workers: int) -> None:
+    world = World(max_workers)
+    world.submit()
+    ready_workers(world)
+    world.settle_down()
+    deaths = 0
+    while world.scheduler.broken is None:
+        ready_workers(world)
+        worker = next(iter(world.processes))
+        world.die(worker)
+        world.reap(worker)
+        deaths += 1
+        assert deaths < 100
+    assert deaths == INTENSITY_BASE + INTENSITY_EACH * max_workers + 1
+    (late,) = world.submit()
+    world.finish()
+    assert world.settled[late] is world.scheduler.broken
+    assert isinstance(world.scheduler.broken.cause, Lost)
+
+
+def test_rare_deaths_of_idle_workers_do_not_break_the_pool() -> None:
+    world = World(1)
+    world.submit()
+    world.settle_down()
+    for _ in range(100):
+        (worker,) = ready_workers(world)
+        world.die(worker)
+        world.reap(worker)
+        world.advance(2.0)
+    assert world.scheduler.broken is None
+    world.finish()
+
+
+@pytest.mark.parametrize("max_workers", [1, 4])
+def test_failing_starts_break_the_pool_however_slow_they_are(max_workers: int) -> None:
+    world = World(max_workers)
+    (task,) = world.submit()
+    deaths = 0
+    while world.scheduler.broken is None:
+        world.apply_all()
+        worker = next(iter(world.processes))
+        world.advance(60.0)
+        world.die(worker)
+        world.reap(worker)
+        deaths += 1
+        assert deaths < 100
+    assert deaths == max(FAILED_STARTS_BASE, FAILED_STARTS_EACH * max_workers)
+    world.finish()
+    assert isinstance(world.settled[task], Broken)
+
+
+def test_a_pool_that_gets_fewer_processes_than_it_wants_goes_on_with_those() -> None:
+    world = World(4)
+    world.submit(10)
+    world.apply()  # one process
+    while world.scheduler.decisions:
+        refuse = world.scheduler.decisions[0][0] == START
+        world.apply(refuse_start=refuse)
+    assert len(world.processes) == 1
+    assert world.scheduler.broken is None
+    world.check()
+    # It tries again later, not at once and not for ever in a loop.
+    assert world.scheduler.deadline() == pytest.approx(START_AGAIN_SECONDS)
+    for _ in range(50):
+        world.now = world.scheduler.deadline()
+        world._event(world.scheduler.tick, world.now)
+        while world.scheduler.decisions:
+            refuse = world.scheduler.decisions[0][0] == START
+            world.apply(refuse_start=refuse)
+    assert world.scheduler.broken is None
+    world.finish()
+    assert set(world.settled.values()) == {"result"}
+
+
+def test_a_pool_that_gets_no_process_at_all_breaks() -> None:
+    world = World(2)
+    (task,) = world.submit()
+    for _ in range(100):
+        while world.scheduler.decisions:
+            world.apply(refuse_start=True)
+        if world.scheduler.broken is not None or world.scheduler.deadline() is None:
+            break
+        world.now = world.scheduler.deadline()
+        world._event(world.scheduler.tick, world.now)
+    assert isinstance(world.settled[task], Broken)
+    assert world.now < 1.0
+    assert world.scheduler.closed
+
+
+def test_break_on_crash_breaks_the_pool_for_everybody() -> None:
+    world, (one, _other) = warm(2, 0.5, break_on_crash=True)
+    tasks = world.submit(5)
+    send_all(world)
+    world.read(one)
+    world.die(one)
+    world.reap(one)
+    world.finish()
+    assert {world.settled[task] for task in tasks} == {world.scheduler.broken}
+
+
+# Cancelling and stopping.
+
+
+def test_cancel_takes_back_what_was_sent_and_not_read() -> None:
+    world, (worker,) = warm(1, 1e-5)
+    tasks = world.submit(3)
+    send_all(world)
+    world.read(worker)
+    world.cancel(tasks[0])
+    world.cancel(tasks[1])
+    send_all(world)
+    assert tasks[0] not in world.settled, "it runs: that is not cancel's business"
+    assert isinstance(world.settled[tasks[1]], Cancelled)
+    world.finish()
+    assert [world.settled[task] for task in tasks] == ["result", CANCELLED, "result"]
+
+
+def test_stop_ends_the_worker_of_a_running_task_and_spares_the_rest() -> None:
+    world, (worker,) = warm(1, 1e-5)
+    tasks = world.submit(3)
+    send_all(world)
+    world.read(worker)
+    world.stop(tasks[0])
+    assert world.scheduler.decisions == [(RECALL, worker)]
+    world.apply()
+    assert (KILL, worker) in world.scheduler.decisions
+    world.finish()
+    assert [world.settled[task] for task in tasks] == [CANCELLED, "result", "result"]
+    assert world.scheduler.broken is None
+
+
+def test_stop_of_a_task_that_finishes_meanwhile_spares_the_next() -> None:
+    world, (worker,) = warm(1, 1e-5)
+    tasks = world.submit(2)
+    send_all(world)
+    world.read(worker)
+    world.complete(worker, 1e-5)
+    world.read(worker)  # the parent does not know yet that it goes on
+    world.stop(tasks[0])
+    send_all(world)
+    assert worker.state == READY
+    world.finish()
+    assert [world.settled[task] for task in tasks] == ["result", "result"]
+
+
+def test_stop_of_a_task_that_has_just_begun_behind_another() -> None:
+    world, (worker,) = warm(1, 1e-5)
+    tasks = world.submit(2)
+    send_all(world)
+    world.read(worker)
+    world.complete(worker, 1e-5)
+    world.read(worker)  # the parent still takes the first one for the running one
+    world.stop(tasks[1])
+    world.finish()
+    assert [world.settled[task] for task in tasks] == ["result", CANCELLED]
+
+
+def test_two_tasks_of_one_worker_stopped_at_the_same_time() -> None:
+    world, (worker,) = warm(1, 1e-5)
+    tasks = world.submit(3)
+    send_all(world)
+    world.read(worker)
+    world.stop(tasks[0])
+    world.stop(tasks[1])
+    world.finish()
+    assert [world.settled[task] for task in tasks] == [CANCELLED, CANCELLED, "result"]
+
+
+def test_a_stopped_task_is_not_run_again_where_crashes_break_the_pool() -> None:
+    world, (worker,) = warm(1, 1e-5, break_on_crash=True)
+    tasks = world.submit(2)
+    send_all(world)
+    world.read(worker)
+    world.stop(tasks[0])
+    world.finish()
+    assert [world.settled[task] for task in tasks] == [CANCELLED, "result"]
+    assert world.scheduler.broken is None
+
+
+def test_a_million_cancelled_tasks_do_not_pile_up() -> None:
+    scheduler = Scheduler(1)
+    scheduler.submit(Task(0, None, (), {}, None))
+    scheduler.dispatch(0.0)
+    for number in range(1, 20_000):
+        task = Task(number, None, (), {}, None)
+        scheduler.submit(task)
+        scheduler.cancelled(task)
+    assert len(scheduler.pending) <= 2000
+    assert scheduler.outstanding == 1
+
+
+# The number of workers.
+
+
+def test_tasks_at_work_never_exceed_the_workers_when_each_serves_one_task() -> None:
+    world = World(2, max_tasks_per_child=1)
+    world.submit(50)
+    for _ in range(5):  # replacements become ready while the first two still run
+        for worker in ready_workers(world):
+            send_all(world)
+            if world.processes[worker].can_read:
+                world.read(worker)
+        running = [p for p in world.processes.values() if p.running is not None]
+        assert len(running) <= 2
+        assert len(world.processes) <= 4, "two at work and their two replacements"
+    world.finish()
+    assert set(world.settled.values()) == {"result"}
+
+
+def test_max_tasks_per_child_counts_tasks_that_were_read() -> None:
+    world = World(1, max_tasks_per_child=3)
+    world.submit(10)
+    served: dict[Worker, int] = {}
+    read = world.read
+
+    def counting_read(worker: Worker) -> None:
+        read(worker)
+        if world.processes[worker].running is not None:
+            served[worker] = served.get(worker, 0) + 1
+
+    world.read = counting_read  # type: ignore[method-assign]
+    world.settle_down()
+    assert sorted(served.values()) == [1, 3, 3, 3]
+    world.finish()
+
+
+def test_growing_starts_workers_at_once() -> None:
+    world, _ = warm(2, 1e-3)
+    world.resize(5)
+    assert [d[0] for d in world.scheduler.decisions] == [START] * 3
+    world.finish()
+
+
+def test_shrinking_retires_idle_workers_at_once_and_busy_ones_when_they_are_done() -> None:
+    world, workers = warm(4, 0.5)
+    world.submit(3)
+    send_all(world)
+    busy = [worker for worker in workers if worker.line]
+    for worker in busy:
+        world.read(worker)
+    world.resize(1)
+    world.apply_all()
+    assert sum(worker.state == RETIRING for worker in workers) == 1
+    assert sum(worker.state == DRAINING for worker in workers) == 2
+    world.complete(busy[0], 0.5)
+    world.look_at(busy[0])
+    world.finish()
+    assert set(world.settled.values()) == {"result"}
+
+
+def test_idle_workers_leave_after_their_time_and_work_brings_them_back() -> None:
+    world, workers = warm(2, 1e-3, idle_timeout=3.0)
+    assert world.scheduler.deadline() == pytest.approx(world.now + 3.0)
+    world.advance(2.99)
+    world.apply_all()
+    assert all(worker.state == READY for worker in workers)
+    world.advance_to_deadline()
+    assert all(worker.state == RETIRING for worker in workers)
+    world.settle_down()
+    assert not world.processes
+    assert world.scheduler.deadline() is None
+    world.submit()
+    assert [d[0] for d in world.scheduler.decisions if d[0] == START] == [START]
+    world.finish()
+
+
+def test_an_idle_pool_has_nothing_to_wake_up_for() -> None:
+    world, _ = warm(4, 1e-6)
+    world.submit(100)
+    world.settle_down()
+    world.advance_to_deadline()
+    assert world.scheduler.deadline() is None
+    world.finish()
+
+
+# Shutting down.
+
+
+def test_shutdown_completes_what_was_submitted() -> None:
+    world = World(2)
+    tasks = world.submit(10)
+    world.shutdown()
+    (late,) = world.submit()
+    world.settle_down()
+    assert world.scheduler.closed
+    assert [world.settled[task] for task in tasks] == ["result"] * 10
+    assert isinstance(world.settled[late], Refused)
+
+
+def test_shutdown_with_cancel_lets_running_tasks_finish() -> None:
+    world, (worker,) = warm(1, 1e-5)
+    tasks = world.submit(200)
+    send_all(world)
+    world.read(worker)
+    world.shutdown(cancel=True)
+    world.settle_down()
+    assert world.scheduler.closed
+    assert world.settled[tasks[0]] == "result"
+    assert {world.settled[task] for task in tasks[1:]} == {CANCELLED}
+
+
+def test_shutdown_with_kill_settles_everything_and_ends_everybody() -> None:
+    world, workers = warm(2, 1e-5)
+    tasks = world.submit(200)
+    send_all(world)
+    world.read(workers[0])
+    world.shutdown(kill=True)
+    kills = [d[1] for d in world.scheduler.decisions if d[0] == KILL]
+    assert kills == workers
+    world.settle_down()
+    assert world.scheduler.closed
+    assert all(isinstance(world.settled[task], Refused) for task in tasks)
+
+
+def test_no_decision_is_left_about_a_worker_that_has_ended() -> None:
+    world, (worker,) = warm(1, 1e-3, max_tasks_per_child=2)
+    world.submit()
+    send_all(world)
+    world.read(worker)
+    world.complete(worker, 1e-3)
+    world.die(worker)
+    # Its last result makes the scheduler ask it to leave; in the same breath it turns out dead.
+    world.reap(worker)
+    assert not [d for d in world.scheduler.decisions if d[0] == RETIRE]
+    world.finish()
+
+
+# Cost.
+
+
+def lines_run(function: Callable[[], Any]) -> int:
+    """How many lines of Python a call runs: an exact measure of its work."""
+    count = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def work_per_event(workers: int, queued: int) -> list[int]:
+    """Lines run for one submission and one result in a pool in the middle of its work."""
+    scheduler = Scheduler(workers)
+    sent = []
+
+    def drain() -> None:
+        decisions, scheduler.decisions = scheduler.decisions, []
+        for decision in decisions:
+            if decision[0] == START:
+                scheduler.ready(decision[1], 0.0)
+            elif decision[0] == SEND:
+                sent.append(decision)
+
+    for number in range(workers + queued):
+        scheduler.submit(Task(number, None, (), {}, None))
+    for _ in range(3):
+        scheduler.dispatch(0.0)
+        drain()
+    # Every worker has finished one task that took long, so each holds one and the rest waits.
+    for _, worker, task in sent[:workers]:
+        scheduler.result(worker, task, 0.0, 1.0)
+    scheduler.dispatch(0.0)
+    drain()
+    assert len(scheduler.pending) == queued - workers
+    _, worker, task = sent[-1]
+
+    def submit() -> None:
+        scheduler.submit(Task(-1, None, (), {}, None))
+        scheduler.dispatch(0.0)
+        scheduler.deadline()
+
+    def result() -> None:
+        scheduler.result(worker, task, 0.0, 1.0)
+        scheduler.dispatch(0.0)
+        scheduler.deadline()
+
+    return [lines_run(submit), lines_run(result)]
+
+
+def test_work_per_event_depends_neither_on_workers_nor_on_the_queue() -> None:
+    small = work_per_event(2, 100)
+    assert min(small) > 10, "the measure works"
+    assert work_per_event(64, 100) == small
+    assert work_per_event(2, 20_000) == small
+    assert work_per_event(64, 20_000) == small
+
+
+def test_work_per_event_in_a_cold_pool_does_not_depend_on_the_workers() -> None:
+    def work(workers: int) -> list[int]:
+        scheduler = Scheduler(workers)
+        for number in range(3 * workers):
+            scheduler.submit(Task(number, None, (), {}, None))
+        scheduler.dispatch(0.0)
+        first = scheduler.decisions[0][1]
+        scheduler.decisions = []
+        scheduler.ready(first, 0.1)
+        task = first.line[0]
+
+        def result() -> None:
+            scheduler.result(first, task, 0.2, 0.1)
+            scheduler.dispatch(0.2)
+            scheduler.deadline()
+
+        return [lines_run(result)]
+
+    assert work(2) == work(64)
