@@ -247,8 +247,8 @@ class FailsToReduce:
         raise self.error
 
 
-def make_fails_to_reduce(error: BaseException) -> FailsToReduce:
-    return FailsToReduce(error)
+def make_fails_to_reduce(error: BaseException, deep: bool = False) -> Any:
+    return [FailsToReduce(error)] if deep else FailsToReduce(error)
 
 
 class Rude:

@@ -72,6 +72,10 @@ class World:
         self.taken: set[Task] = set()  # sending it has begun at least once
         self.reads: dict[Task, int] = {}
         self.settled: dict[Task, Any] = {}
+        # Workers that a submitter has taken; its task, and whether it has sent it. Its note to the
+        # parent is still to come, maybe after the worker's reply.
+        self.lent: dict[Worker, tuple[Task, bool]] = {}
+        self.early: dict[Worker, Any] = {}
         self.cancelled_early: set[Task] = set()  # by the driver, before sending it had begun
         self.endless: set[Task] = set()  # would run for ever: only ending their worker ends them
 
@@ -86,6 +90,37 @@ class World:
             new.append(task)
             self._event(self.scheduler.submit, task)
         return new
+
+    def lend(self) -> None:
+        """A submitter takes an idle worker."""
+        worker = self.scheduler.lendable()
+        if worker is not None:
+            self.scheduler.lend(worker)
+            task = Task(len(self.tasks) + len(self.lent), None, (), {}, None)
+            self.reads[task] = 0
+            self.lent[worker] = task, False
+
+    def feed(self, worker: Worker) -> None:
+        """That submitter sends its task by itself."""
+        task, sent = self.lent[worker]
+        assert not sent
+        self.lent[worker] = task, True
+        self.taken.add(task)
+        self.processes[worker].inbox.append(task)
+
+    def note(self, worker: Worker) -> None:
+        """The parent learns what that submitter has done."""
+        task, sent = self.lent.pop(worker)
+        self.tasks.append(task)
+        if not sent:
+            self._event(self.scheduler.returned, worker, dispatch=False)
+            self._event(self.scheduler.submit, task)
+            return
+        task.on_wire = True
+        self._event(self.scheduler.borrowed, worker, task, self.now, dispatch=False)
+        if worker in self.early:
+            self._take_in(worker, self.early.pop(worker), dispatch=False)
+        self._event(lambda: None)
 
     def cancel(self, task: Task) -> None:
         if task in self.settled:
@@ -104,7 +139,8 @@ class World:
             self.cancel(task)
             return
         worker = task.worker
-        if worker is not None and self.processes[worker].running is task:
+        process = self.processes.get(worker) if worker is not None else None
+        if worker is not None and process is not None and process.running is task:
             if self.scheduler.can_recall or worker.line[0] is task:
                 self.endless.add(task)
         self._event(self.scheduler.stop, task)
@@ -182,9 +218,10 @@ class World:
         self._take_in(worker, self.processes[worker].sent.popleft(), dispatch=True)
 
     def reap(self, worker: Worker) -> None:
-        """Notice that the worker's process has ended."""
+        """Notice that the worker's process has ended. Not before all notes about it are there."""
         process = self.processes[worker]
         assert not process.alive
+        assert worker not in self.lent
         while process.sent:  # finished results survive their worker
             self._take_in(worker, process.sent.popleft(), dispatch=False)
         unread = self._take_back(worker)
@@ -232,6 +269,9 @@ class World:
         if what == "ready":
             self._event(scheduler.ready, worker, self.now, dispatch=dispatch)
             return
+        if worker in self.lent:
+            self.early[worker] = what
+            return
         task, seconds = what
         if worker.line and worker.line[0] is task:
             self._event(scheduler.result, worker, task, self.now, seconds, dispatch=dispatch)
@@ -243,6 +283,7 @@ class World:
         return any(d[0] == SETTLE and d[1] is task for d in self.scheduler.decisions)
 
     def _take_back(self, worker: Worker) -> list[Task]:
+        assert worker not in self.lent, "would take back a task that nobody here knows of yet"
         inbox = self.processes[worker].inbox
         unread = []
         for task in worker.line:
@@ -325,7 +366,7 @@ class World:
             here = [i for i, bucket in enumerate(scheduler._buckets) if worker in bucket]
             expected = (
                 [len(worker.line)]
-                if worker.state == READY and not worker.recalling and not worker.slow
+                if worker.state == READY and not (worker.recalling or worker.slow or worker.lent)
                 else []
             )
             assert here == expected, f"{worker} is in the buckets {here}, not {expected}"
@@ -334,7 +375,8 @@ class World:
             if worker.state == READY:
                 assert worker.budget
             if worker.state == DRAINING:
-                assert worker.line or worker.recalling
+                assert worker.line or worker.recalling or worker.lent
+            assert worker.lent == (worker in self.lent)
             assert (worker in scheduler._awaited) == (worker.state == STARTING and not worker.slow)
             unborn = worker.state == STARTING and not worker.line
             if worker in scheduler._unborn:
@@ -383,6 +425,9 @@ class World:
         """Let everybody go on fairly until nothing happens any more and nothing is due."""
         for _ in range(10_000):
             did = self.apply_all()
+            for worker in list(self.lent):
+                did = True
+                self.note(worker)
             while self.outbox:
                 did = True
                 self.send()

@@ -92,6 +92,10 @@ def unsettled(world: World) -> list[Task]:
     return [task for task in world.tasks if task not in world.settled]
 
 
+def fed(world: World, sent: bool) -> list[Worker]:
+    return [worker for worker, (_, was_sent) in world.lent.items() if was_sent == sent]
+
+
 def one_of(things: list[Any], pick: Pick) -> Any:
     return things[pick(len(things))]
 
@@ -99,6 +103,21 @@ def one_of(things: list[Any], pick: Pick) -> Any:
 @action(8)
 def submit(world: World, pick: Pick) -> None:
     world.submit((1, 1, 1, 2, 7, 40)[pick(6)])
+
+
+@action(6, lambda world: world.scheduler.lendable())
+def lend(world: World, pick: Pick) -> None:
+    world.lend()
+
+
+@action(12, lambda world: fed(world, False))
+def feed(world: World, pick: Pick) -> None:
+    world.feed(one_of(fed(world, False), pick))
+
+
+@action(12, lambda world: world.lent)
+def note(world: World, pick: Pick) -> None:
+    world.note(one_of(list(world.lent), pick))
 
 
 @action(2, unsettled)
@@ -161,9 +180,9 @@ def die(world: World, pick: Pick) -> None:
     world.die(one_of(ALIVE(world), pick))
 
 
-@action(12, DEAD)
+@action(12, lambda world: set(DEAD(world)) - set(world.lent))
 def reap(world: World, pick: Pick) -> None:
-    world.reap(one_of(DEAD(world), pick))
+    world.reap(one_of([w for w in DEAD(world) if w not in world.lent], pick))
 
 
 @action(8)

@@ -101,15 +101,15 @@ _SUBMODULES = frozenset(
 
 
 def __getattr__(name: str) -> object:
+    if name not in _HOME and name not in _SUBMODULES:  # asked for by every `from . import x`
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     if name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
         globals()[name] = value
         return value
-    if name in _SUBMODULES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:

@@ -271,6 +271,11 @@ class Future(futures.Future[T]):
             self._end(CANCELLED_AND_NOTIFIED if cancel else FINISHED, result, error)
         self._tell()
 
+    def _finish(self, result: Any) -> None:
+        """Settle with a result, with the lock held; somebody has to `_tell` afterwards."""
+        if self._state not in _DONE:
+            self._end(FINISHED, result, None)
+
     def set_result(self, result: T) -> None:
         """Settle with a result; for executors and tests, as in `concurrent.futures`."""
         self._refuse_if_done()

@@ -203,7 +203,8 @@ class ProcessPoolExecutor(Executor):
     ) -> None:
         if self._pool.refusing:
             self._refuse()
-        tasks = [Task(0, fn, args, {}, Future()) for fn, args in calls]
+        ids = self._pool.ids
+        tasks = [Task(next(ids), fn, args, {}, Future()) for fn, args in calls]
         # Noted first: whatever an interrupt leaves submitted, the caller can cancel.
         waiting.extend([task.future for task in tasks])
         self._pool.submit_many(tasks)

@@ -81,10 +81,14 @@ def send_trackers(queue: Any) -> None:
 
     from loky.backend.resource_tracker import _resource_tracker as ours
 
-    queue.put([identify(ours._fd), ours._pid, identify(theirs._fd), theirs._pid])
+    for tracker in (ours, theirs):
+        fd, pid = tracker._fd, tracker._pid
+        assert fd is not None
+        queue.put((identify(fd), pid, os.get_inheritable(fd)))
 
 
 def identify(fd: int | None) -> tuple[int, int]:
+    """What is the same for the same file under any descriptor, in any process."""
     assert fd is not None
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
@@ -158,16 +162,34 @@ def pass_on(shared: Any) -> None:
     sys.exit(process.exitcode)
 
 
-def start_family(depth: int, pids: Any, context_name: str) -> None:
-    """Start a chain of processes that never end."""
+def relay(queue: Any, generations: int) -> None:
+    """Count down, one process for each number."""
+    from loky.backend.context import ctx_loky
+
+    queue.put(generations)
+    if generations:
+        process = ctx_loky.Process(target=relay, args=(queue, generations - 1))
+        process.start()
+        process.join()
+        sys.exit(process.exitcode)
+
+
+def start_family(context_name: str, *connections: Any) -> None:
+    """Start a chain of processes that never end, one for each connection.
+
+    Each sends its process id on its own connection, which no other process holds then.
+    """
     from loky.backend import get_context
 
-    pids.put(os.getpid())
-    if depth:
-        child = get_context(context_name).Process(
-            target=start_family, args=(depth - 1, pids, context_name)
+    own, *others = connections
+    if others:
+        process = get_context(context_name).Process(
+            target=start_family, args=(context_name, *others)
         )
-        child.start()
+        process.start()
+    for connection in others:
+        connection.close()
+    own.send(os.getpid())
     signal.pause()
 
 

@@ -9,9 +9,10 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import pytest
-from backend_helpers import check_code, kill_self
+from backend_helpers import check_code, kill_self, run_script
 
 import loky.cpu
 from loky.backend import context
@@ -81,8 +82,8 @@ def test_starting_a_process_leaves_multiprocessings_default_alone() -> None:
 
 
 @pytest.mark.parametrize("method", ["loky", "loky_init_main"])
-def test_as_multiprocessings_default(method: str) -> None:
-    out = check_code(f"""
+def test_as_multiprocessings_default(method: str, tmp_path: Path) -> None:
+    code = f"""
         import multiprocessing
         import loky.backend
         def report(queue):  # in __main__, not importable: only our pickler can send it
@@ -94,8 +95,12 @@ def test_as_multiprocessings_default(method: str) -> None:
             process.start()
             print(*queue.get())
             process.join()
-    """)
-    assert out == f"{method} __main__\n"
+        else:
+            print("imported as", __name__, flush=True)
+    """
+    done = run_script(tmp_path / "script.py", code)
+    again = "imported as __mp_main__\n" if method == "loky_init_main" else ""
+    assert (done.stdout, done.stderr) == (f"{again}{method} __main__\n", "")
 
 
 def test_cpu_names_are_those_of_loky_cpu() -> None:

@@ -71,25 +71,35 @@ def test_multiprocessing_can_be_imported_when_we_cannot() -> None:
     """)
 
 
-def test_threads_may_import_meanwhile() -> None:
+@pytest.mark.parametrize(
+    "imports", [[IMPORT_CONTEXT, IMPORT_MULTIPROCESSING], [IMPORT_MULTIPROCESSING, IMPORT_CONTEXT]]
+)
+def test_registering_imports_nothing(imports: list[str]) -> None:
+    """A thread that imports multiprocessing never waits for one that imports a module of ours."""
+    lines = "; ".join(imports)
+    check_code(f"""
+        import sys
+        {lines}
+        registry = multiprocessing.context._concrete_contexts
+        assert "loky" in registry and "loky_init_main" in registry and "sporks" not in registry
+        assert "loky.backend.context" not in sys.modules
+        try:
+            registry["sporks"]
+        except KeyError:
+            pass
+        assert registry["loky"].get_start_method() == "loky"
+    """)
+
+
+def test_other_threads_go_on_looking_for_modules() -> None:
+    """One that is going through the finders would miss one if their list changed under it."""
     check_code("""
-        import sys, threading
+        import sys
         import loky.backend
-        names = ["multiprocessing", "multiprocessing.context", "multiprocessing.pool", "json",
-                 "loky.backend.context", "email.message", "multiprocessing.synchronize"]
-        failures = []
-        def load(name, barrier=threading.Barrier(len(names))):
-            barrier.wait()
-            try:
-                __import__(name)
-            except BaseException as error:
-                failures.append((name, error))
-        threads = [threading.Thread(target=load, args=(name,)) for name in names]
-        for thread in threads: thread.start()
-        for thread in threads: thread.join()
-        assert not failures, failures
+        finders = sys.meta_path
+        before = list(finders)
         import multiprocessing
-        assert multiprocessing.get_context("loky").get_start_method() == "loky"
+        assert finders == before and sys.meta_path == before[1:]
     """)
 
 

@@ -423,6 +423,26 @@ def test_calls_from_finalizers(
     assert os.listdir(tmp_path) == []
 
 
+def test_calls_from_finalizers_while_the_tracker_is_started(
+    tracker: ResourceTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = ResourceTracker._launch
+    started: list[ResourceTracker] = []
+
+    def launch_and_be_interrupted(self: ResourceTracker) -> None:
+        started.append(self)
+        if len(started) == 1:
+            self.register("a", "dummy")
+            self.unregister("a", "dummy")
+        launch(self)
+
+    monkeypatch.setattr(ResourceTracker, "_launch", launch_and_be_interrupted)
+    tracker.ensure_running()
+    assert len(started) == 1
+    tracker._stop()
+    assert tracker._exitcode == 0
+
+
 def test_interrupted_call_does_not_block_the_next(
     tracker: ResourceTracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,33 +27,40 @@ LONG = 30.0  # seconds; only a bug needs them
 pytestmark = pytest.mark.usefixtures("no_leftovers")
 
 
+class Member:
+    """One process of a family."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.pid = connection.recv()
+
+    def has_ended(self) -> bool:
+        """Wait for the end of the process, which nobody else may ever collect."""
+        if not self.connection.poll(LONG):
+            return False
+        with pytest.raises(EOFError):
+            self.connection.recv()
+        return True
+
+
 @pytest.fixture
 def family() -> Any:
     """A process with a child and a grandchild, none of which ends by itself."""
-    pids = ctx_loky.SimpleQueue()
-    process = ctx_loky.Process(target=helpers.start_family, args=(2, pids, "loky"))
+    ours, theirs = zip(*(ctx_loky.Pipe(duplex=False) for _ in range(3)), strict=True)
+    process = ctx_loky.Process(target=helpers.start_family, args=("loky", *theirs))
     process.start()
-    members = [psutil.Process(pids.get()) for _ in range(3)]
+    for connection in theirs:
+        connection.close()
+    members = [Member(connection) for connection in ours]
     yield process, members
     for member in members:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            pass
+        # Not reused: they have the test's process or one another for parents, who wait for none.
+        if not member.connection.poll(0):
+            os.kill(member.pid, signal.SIGKILL)
+        assert member.has_ended()
+        member.connection.close()
     process.join(LONG)
     process.close()
-    pids.close()
-
-
-def all_gone(members: list[psutil.Process]) -> bool:
-    # Those that nobody waits for, in a container without an init process, stay as zombies.
-    _, alive = psutil.wait_procs(members, timeout=0)
-    deadline = psutil.time.monotonic() + LONG
-    while psutil.time.monotonic() < deadline:
-        alive = [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        if not alive:
-            return True
-    return False
 
 
 @pytest.mark.parametrize("use_psutil", [True, False])
@@ -61,7 +68,27 @@ def test_family_is_killed(family: Any, use_psutil: bool) -> None:
     process, members = family
     kill_process_tree(process, use_psutil=use_psutil)
     assert process.exitcode == -signal.SIGKILL
-    assert all_gone(members)
+    assert all(member.has_ended() for member in members)
+
+
+def test_processes_are_stopped_before_their_children_are_looked_up(
+    family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They could start more of them afterwards."""
+    process, _ = family
+    children = _posix._children
+    stopped: list[int] = []
+
+    def look(pid: int) -> list[int]:
+        if pid == process.pid:
+            found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+            assert found is not None
+            stopped.append(found.si_status)
+        return children(pid)
+
+    monkeypatch.setattr(_posix, "_children", look)
+    kill_process_tree(process)
+    assert stopped == [signal.SIGSTOP]
 
 
 def test_older_name(family: Any) -> None:
@@ -69,19 +96,17 @@ def test_older_name(family: Any) -> None:
     with pytest.warns(DeprecationWarning, match="use kill_process_tree") as caught:
         recursive_terminate(process)
     assert caught[0].filename == __file__
-    assert all_gone(members)
+    assert all(member.has_ended() for member in members)
 
 
 def test_interrupted_killing_leaves_none_stopped(
     family: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process, members = family
+    process, (_, child, grandchild) = family
     children = _posix._children
-    calls: list[int] = []
 
     def interrupted(pid: int) -> list[int]:
-        calls.append(pid)
-        if len(calls) == 2:
+        if pid == child.pid:
             raise KeyboardInterrupt
         return children(pid)
 
@@ -90,9 +115,8 @@ def test_interrupted_killing_leaves_none_stopped(
         kill_process_tree(process)
     process.join(LONG)
     assert process.exitcode == -signal.SIGKILL
-    for member in members:
-        if member.is_running():
-            assert member.status() != psutil.STATUS_STOPPED
+    assert child.has_ended()
+    assert psutil.Process(grandchild.pid).status() != psutil.STATUS_STOPPED
 
 
 def test_family_that_cannot_be_found(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,21 +134,20 @@ def test_family_that_cannot_be_found(family: Any, monkeypatch: pytest.MonkeyPatc
 def test_one_that_may_not_be_killed_does_not_save_the_others(
     family: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process, members = family
-    spared = members[1].pid
+    process, (parent, spared, grandchild) = family
     kill = os.kill
 
     def refuse(pid: int, number: int) -> None:
-        if pid == spared:
+        if pid == spared.pid:
             raise PermissionError("not yours")
         kill(pid, number)
 
-    monkeypatch.setattr(os, "kill", refuse)
-    with pytest.warns(UserWarning, match="not yours"):
-        kill_process_tree(process)
-    monkeypatch.undo()
-    assert members[1].is_running()
-    assert all_gone([members[0], members[2]])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", refuse)
+        with pytest.warns(UserWarning, match="not yours"):
+            kill_process_tree(process)
+    assert parent.has_ended() and grandchild.has_ended()
+    assert not spared.connection.poll(0)
 
 
 def test_process_that_has_ended_is_only_joined(monkeypatch: pytest.MonkeyPatch) -> None:

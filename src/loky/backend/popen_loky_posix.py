@@ -91,10 +91,9 @@ def _command_line(name: str, fd: int) -> list[str]:
 def _main(arguments: list[str]) -> int:
     options: dict[str, Any] = dict(zip(arguments[::2], arguments[1::2], strict=True))
     fd = int(options["--pipe"])
-    # Children of this process are not to hold its end: its death would go unnoticed.
-    os.set_inheritable(fd, False)
     try:
-        # `_main` closes what it has read from; the copy is what is left.
+        # `_main` closes what it has read from. What is left is the copy, which no program that this
+        # process runs can inherit: the end of this process would go unnoticed.
         return spawn._main(fd, os.dup(fd))
     except Exception:
         import traceback

@@ -6,7 +6,9 @@
   starts a pool with signals blocked has workers that can be ended.
 - All of Python's descriptors are close-on-exec. The inherited ones are duplicated by the spawn
   itself, to numbers above every source, so nothing leaks into processes that other threads start
-  meanwhile, and no duplicate overwrites a source.
+  meanwhile, and no duplicate overwrites a source. What others made inheritable (compiled code, or
+  whoever started this process) is closed: a worker that held the end of a pipe would keep its
+  reader waiting.
 - Descriptor 0 is /dev/null, as multiprocessing has it; 1 and 2 are the parent's, or /dev/null if
   it has none: otherwise the worker's next file would take their numbers, and prints would go there.
 
@@ -95,7 +97,8 @@ def _pidfd_open(pid: int) -> int:
 def launch(env: dict[str, str] | None, fds: list[int]) -> Process:
     """See `launcher.launch`."""
     above = max([2, *fds]) + 1
-    actions: list[tuple[Any, ...]] = []
+    # First of all: later, their numbers may be those of duplicates.
+    actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _left_inheritable()]
     numbers = []
     for fd in fds:
         if fd < 0:
@@ -121,6 +124,18 @@ def launch(env: dict[str, str] | None, fds: list[int]) -> Process:
     return PosixProcess(pid)
 
 
+def _left_inheritable() -> list[int]:
+    """Descriptors above 2 that a new process would inherit; none without /proc.
+
+    Closing one that another thread closes meanwhile is no error for the spawn (glibc and musl).
+    """
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError:
+        return []
+    return [fd for fd in map(int, names) if fd > 2 and _inherited(fd)]
+
+
 def _inherited(fd: int) -> bool:
     try:
         return os.get_inheritable(fd)
@@ -135,7 +150,7 @@ def lifeline() -> int:
     """See `launcher.lifeline`. One pipe serves all workers of this process."""
     global _lifeline
     if _lifeline is None:
-        from ..wire.channel_linux import above_std
+        from ..wire.channel import above_std
 
         read, write = os.pipe()
         _lifeline = above_std(read), above_std(write)

@@ -118,6 +118,7 @@ class Worker:
         "head_since",
         "id",
         "idle_since",
+        "lent",
         "line",
         "port",
         "recalling",
@@ -135,6 +136,7 @@ class Worker:
         self.budget = budget  # tasks it may still be given; -1: no limit
         self.head_since = now  # when line[0] can first have been running
         self.idle_since = now
+        self.lent = False  # a submitter may be sending to it by itself
         self.was_ready = False
         self.recalling = False
         self.slow = False  # its head runs longer than usual: nothing is queued behind it

@@ -70,7 +70,7 @@ class EpollPoller:
     """See `Poller`."""
 
     def __init__(self) -> None:
-        from ..wire.channel_linux import above_std
+        from ..wire.channel import above_std
 
         self._epoll = select.epoll()
         self._nudged = above_std(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))

@@ -13,7 +13,7 @@ from typing import Any
 from .. import nesting
 from ..options import PoolOptions
 from ..wire import pickling, protocol
-from ..wire.channel import open_channel
+from ..wire.channel import anonymous_file, open_channel
 from .launcher import Process, launch, lifeline
 from .model import Task, Worker
 
@@ -32,8 +32,8 @@ class WorkerSettings:
 
     def refresh(self) -> int:
         """Look for news that workers have to be told; the number of the present version."""
-        process = sys.modules.get("multiprocessing.process")
-        if sys.path != self._path or (process is not None and self._authkey is None):
+        if self.has_news():
+            process = sys.modules.get("multiprocessing.process")
             self._path = list(sys.path)
             if process is not None:
                 self._authkey = bytes(process.current_process().authkey)
@@ -43,6 +43,12 @@ class WorkerSettings:
             self.prefix = prefix if len(prefix) <= protocol.PREFIX_LIMIT else b""
             self.version += 1
         return self.version
+
+    def has_news(self) -> bool:
+        """Whether something has changed since the last look."""
+        return sys.path != self._path or (
+            self._authkey is None and "multiprocessing.process" in sys.modules
+        )
 
     def environment(self) -> dict[str, str] | None:
         """The worker's environment, ``None`` for this process's own."""
@@ -84,6 +90,7 @@ class Port:
         self.process: Process | None = None
         self.backlog: deque[Task] = deque()  # assigned, but the channel has no room
         self.told = -1  # version of the settings that the worker has been told
+        self.early: tuple[int, float, Any] | None = None  # a reply that came before its task's note
         self._fault_fd = -1
 
     def start(self) -> None:
@@ -94,8 +101,6 @@ class Port:
         OSError
             No process, descriptor or memory left.
         """
-        from ..wire.channel_linux import anonymous_file
-
         self._fault_fd = anonymous_file("loky-fault")
         self.channel.send_settings(self.settings.first_words())
         self.told = self.settings.version
@@ -113,6 +118,10 @@ class Port:
             return False
         self.told = version
         return True
+
+    def is_up_to_date(self) -> bool:
+        """Whether the worker knows all that it has to be told. For any thread: changes nothing."""
+        return self.told == self.settings.version and not self.settings.has_news()
 
     def fault_text(self) -> str:
         """What the worker's faulthandler has written."""

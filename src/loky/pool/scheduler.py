@@ -55,6 +55,9 @@ AHEAD_SECONDS = 1e-3
 # One task ahead is worth having up to this duration; beyond it the gap is below two per cent.
 AHEAD_WORTH_SECONDS = 10e-3
 MAX_AHEAD = 64
+# A task's duration changes what is expected of the next ones no more than one of this length would.
+OUTLIER_FACTOR = 10.0
+OUTLIER_SECONDS = 1e-4
 # Behind a task that has run this long nothing stays queued that the channel can give back.
 SLOW_HEAD_SECONDS = 2e-3
 # A starting worker keeps the task it was promised this long, or this many times a usual start.
@@ -110,6 +113,7 @@ class Scheduler:
         self.workers: dict[int, Worker] = {}
         self.broken: Broken | None = None
         self.closing = False
+        self.killed = False  # by a shutdown: whatever comes in late is refused
         self.outstanding = 0  # submitted and not settled
         self._assigned = 0  # in some worker's line
         self._dead_pending = 0  # settled while waiting in `pending`
@@ -126,7 +130,7 @@ class Scheduler:
         self._draining: dict[Worker, None] = {}
         self._live = 0  # starting or ready
         self._busy = 0  # with a line that is not empty
-        self._duration: float | None = None  # what tasks take, pessimistic, seconds
+        self._duration: float | None = None  # what tasks take lately, seconds
         self._window = 1
         self._usual_start: float | None = None
         self._look_at: float | None = None  # when to look for slow heads
@@ -241,10 +245,13 @@ class Scheduler:
         worker.head_since = now
         worker.slow = False
         known = self._duration
-        if known is None or seconds >= known:
+        if known is None:
             self._duration = seconds
         else:
-            self._duration = known + (seconds - known) * 0.1
+            # One odd task (descheduled, say) must not close the window for the next fifty; a row of
+            # long ones closes it within a few, and what waits behind a long one is taken back.
+            step = min(seconds, OUTLIER_FACTOR * known + OUTLIER_SECONDS) - known
+            self._duration = known + step * 0.2
         self._set_window()
         if line:
             if worker.state == READY and worker.budget and not worker.recalling:
@@ -360,9 +367,11 @@ class Scheduler:
         if excess > 0:
             alive = [w for w in self.workers.values() if w.state in (STARTING, READY)]
             # Least loss first: not yet born, idle, then least loaded; the youngest of equals.
-            alive.sort(key=lambda w: (w.state == READY, len(w.line), -w.id))
+            alive.sort(key=lambda w: (w.state == READY, len(w.line) + w.lent, -w.id))
             for worker in alive[:excess]:
-                if not worker.line:
+                if worker.lent:
+                    self._unlive(worker, DRAINING)
+                elif not worker.line:
                     self._retire(worker)
                 else:
                     self._unlive(worker, DRAINING)
@@ -381,6 +390,7 @@ class Scheduler:
         self.closing = True
         self._floor = 0
         if kill:
+            self.killed = True
             self._settle_everything(REFUSED)
             self._kill_everybody()
         elif cancel:
@@ -426,6 +436,45 @@ class Scheduler:
                 self._unborn.pop(worker, None)
                 if worker.line:
                     self._recall(worker)
+
+    # ------------------------------------------------------------------ lending
+
+    def lendable(self) -> Worker | None:
+        """An idle worker that a submitter may send a task to by itself, if there is one."""
+        idle = self._buckets[0]
+        if not idle or self.pending or self.closing or self._busy >= self.max_workers:
+            return None
+        worker = next(reversed(idle))
+        return worker if worker.budget < 0 else None
+
+    def lend(self, worker: Worker) -> None:
+        """A submitter has taken the worker: `borrowed` or `returned` will follow."""
+        self._buckets[0].pop(worker, None)
+        worker.lent = True
+
+    def returned(self, worker: Worker) -> None:
+        """The submitter has sent nothing."""
+        worker.lent = False
+        self._after_unassign(worker)
+
+    def borrowed(self, worker: Worker, task: Task, now: float) -> None:
+        """The submitter has sent this task, which was not submitted otherwise."""
+        worker.lent = False
+        self.outstanding += 1
+        if self.broken is not None:
+            self._settle(task, self.broken)
+        elif self.killed:
+            self._settle(task, REFUSED)
+        else:
+            # Also if the worker is to leave, or gone: then the task will turn out to be unread.
+            worker.head_since = now
+            worker.line.append(task)
+            self._busy += 1
+            self._assigned += 1
+            task.state = ASSIGNED
+            task.worker = worker
+            task.turn += 1
+            self._enter_bucket(worker)
 
     # ------------------------------------------------------------------ handing out
 
@@ -488,7 +537,7 @@ class Scheduler:
             self._look_at = now + SLOW_HEAD_SECONDS
         if self.closing and not self.outstanding:
             for worker in self.workers.values():
-                if worker.state != RETIRING:
+                if worker.state != RETIRING and not worker.lent:
                     self._retire(worker)
 
     # ------------------------------------------------------------------ inner workings
@@ -526,7 +575,8 @@ class Scheduler:
             self.decisions.append((START, worker))
 
     def _enter_bucket(self, worker: Worker) -> None:
-        if worker.state == READY and worker.budget and not (worker.recalling or worker.slow):
+        held_back = worker.recalling or worker.slow or worker.lent
+        if worker.state == READY and worker.budget and not held_back:
             self._buckets[len(worker.line)][worker] = None
 
     def _unlive(self, worker: Worker, state: int) -> None:

@@ -28,6 +28,7 @@ import weakref
 from _thread import RLock, allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 from math import inf
 from time import monotonic
 from typing import Any
@@ -38,6 +39,7 @@ from ..future import Future, Sleepers
 from ..options import PoolOptions
 from ..wire import pickling, protocol
 from . import outcome
+from .lending import Lending
 from .model import (
     ASSIGNED,
     DONE,
@@ -108,13 +110,15 @@ class Supervisor:
         self._asleep = False
         self._inbox: deque[Any] = deque()  # tasks, and (function, *arguments) for the leader
         self._outbox: deque[tuple[Worker, Task, int]] = deque()  # to be pickled and sent, in order
+        self._untold: list[Future[Any]] = []  # settled, and somebody waits
         self._endings: deque[tuple[Callable[..., None], Any, Any]] = deque()  # to be told to users
         self._cancels: list[tuple[Task, Any]] = []
         self._leaving: dict[Port, float] = {}  # asked to leave; when to lose patience
         self._ports: dict[int, Port] = {}
         self._unwatched: dict[Port, None] = {}  # whose end shows on no descriptor
         self._encoding = False
-        self._ids = 0
+        self.ids = count(1)  # of tasks; taking one is one step
+        self._lending = Lending(self.scheduler, self._inbox, self._wake_anyway)
         # Who watches.
         self._baton = allocate_lock()
         self._alarm = allocate_lock()
@@ -134,10 +138,12 @@ class Supervisor:
 
     def submit(self, future: Future[Any], fn: Any, args: Any, kwargs: Any) -> None:
         """Take a call in. The append is the one step that counts; the rest may be interrupted."""
-        task = Task(0, fn, args, kwargs, future)
+        task = Task(next(self.ids), fn, args, kwargs, future)
         future._task = task
         future._pool = self
         try:
+            if self._asleep and self._lending.feed(task, self._fed):
+                return
             self._inbox.append(task)
             if self._asleep:
                 self._asleep = False
@@ -365,6 +371,8 @@ class Supervisor:
 
         `then` gets `one` and what the function returned, and is called by whoever leads.
         """
+        if self._untold:
+            self._tell()
         self._section += 1
         self._in_user_code = True
         if not self._armed:
@@ -397,19 +405,23 @@ class Supervisor:
         scheduler = self.scheduler
         inbox = self._inbox
         poller = self._poller
+        lending = self._lending
         while True:
             now = monotonic()
             while inbox:
                 event = inbox.popleft()
                 if type(event) is Task:
-                    self._ids += 1
-                    event.id = self._ids
                     scheduler.submit(event)
                 else:
                     event[0](*event[1:])
             scheduler.dispatch(now)
-            self._apply(now)
-            if not self._work(now):
+            if scheduler.decisions:
+                self._apply(now)
+            if self._outbox and not self._send_out():
+                return
+            if self._untold:
+                self._tell()
+            if self._endings and not self._run_endings(now):
                 return
             if self._cancels:
                 self._answer_cancels()
@@ -417,15 +429,21 @@ class Supervisor:
                 self._close()
                 return
             timeout = 0.0 if self._endings or scheduler.decisions else self._timeout()
+            lending.offer()
             self._asleep = True
             ready = poller.poll(0.0 if inbox else timeout)
             self._asleep = False
+            lending.withdraw()
             now = monotonic()
             for what in ready:
                 if type(what) is Port:
                     self._read(what, now)
                 else:
                     self._reap(what.port, now)
+            # One waiter runs while the rest is done here. Several would fight for the interpreter
+            # with the sending below, one switch per task, so they are told after that.
+            if len(self._untold) == 1:
+                self._tell()
             due = scheduler.deadline()
             if due is not None and due <= now:
                 scheduler.tick(now)
@@ -455,7 +473,7 @@ class Supervisor:
 
     def _read(self, port: Port, now: float) -> None:
         """A worker has sent something."""
-        data = port.channel.receive()
+        data = port.channel.receive(port.reader.expected())
         if data:
             self._take_in(port, data, now)
             line = port.worker.line
@@ -479,10 +497,31 @@ class Supervisor:
                 )
             elif kind == protocol.TRACKER:
                 self._endings.append((outcome.send_tracker, port.channel, task_id))
-            elif line and line[0].id == task_id:  # else settled already, by a shutdown for instance
+            elif line and line[0].id == task_id:
                 task = line[0]
                 scheduler.result(worker, task, now, seconds)
                 self._end(task, kind, payload)
+            elif worker.lent:  # faster than the submitter's note, see `_fed`
+                port.early = (kind, seconds, payload)
+            # Else it was settled already, by a shutdown for instance.
+
+    def _fed(self, task: Task, steps: list[Any]) -> None:
+        """A submitter's note: it took a worker and, if there are two steps, sent it the task."""
+        port: Port = steps[0]
+        worker = port.worker
+        now = monotonic()
+        if len(steps) < 2:
+            self.scheduler.returned(worker)
+            self.scheduler.submit(task)
+            return
+        task.message = None
+        task.on_wire = True
+        self.scheduler.borrowed(worker, task, now)
+        early, port.early = port.early, None
+        if early is not None and task.state == ASSIGNED:
+            kind, seconds, payload = early
+            self.scheduler.result(worker, task, now, seconds)
+            self._end(task, kind, payload)
 
     def _end(self, task: Task, kind: int, payload: bytes | memoryview) -> None:
         """A task has come back: settle its future now if no user code is in the way, or later."""
@@ -491,7 +530,9 @@ class Supervisor:
         if kind == protocol.VALUE and condition.acquire(False):
             try:
                 if not (future._done_callbacks or future._waiters):
-                    future._settle(pickling.loads(payload), None)
+                    future._finish(pickling.loads(payload))
+                    if future._sleepers or condition._sleepers:
+                        self._untold.append(future)
                     return
             finally:
                 condition.release()
@@ -500,12 +541,13 @@ class Supervisor:
     def _reap(self, port: Port, now: float) -> None:
         """A worker process has ended: take what it left, tell the scheduler, clean up."""
         process = port.process
-        if process is None:
+        if process is None or port.worker.lent:  # a submitter's note about it is on the way
             return
         exit = process.poll()
         if exit is None:
             return
-        while data := port.channel.receive():  # a finished result survives its worker
+        # A finished result survives its worker.
+        while data := port.channel.receive(port.reader.expected()):
             self._take_in(port, data, now)
         unread = self._take_back(port)
         self.scheduler.lost(port.worker, unread, now, outcome.Death(exit, port.fault_text()))
@@ -610,8 +652,8 @@ class Supervisor:
 
     # ------------------------------------------------------------------ work that may be the user's
 
-    def _work(self, now: float) -> bool:
-        """Send what is to be sent, tell what is to be told; false if somebody else leads now."""
+    def _send_out(self) -> bool:
+        """Pickle and send what is to be sent; false if somebody else leads now."""
         while self._outbox:
             worker, task, turn = self._outbox[0]
             if task.worker is not worker or task.turn != turn or task.on_wire:
@@ -632,6 +674,16 @@ class Supervisor:
                 continue
             self._outbox.popleft()
             self._send(worker, task)
+        return True
+
+    def _tell(self) -> None:
+        """Wake those who wait for what has been settled."""
+        untold, self._untold = self._untold, []
+        for future in untold:
+            future._tell()
+
+    def _run_endings(self, now: float) -> bool:
+        """Settle what may run code of the user's; false if somebody else leads now."""
         while self._endings:
             function, one, two = self._endings.popleft()
             if not self._as_user(function, one, two):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # importing `typing` would cost every worker several ms
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Protocol
 else:
     Protocol = object
@@ -35,6 +36,10 @@ class Channel(Protocol):
     """The parent's side of the line to one worker."""
 
     can_recall: bool
+    # What `send` comes down to for a small message on an empty line: one C call that takes the
+    # message and an item of the flags, and raises OSError if nothing was sent.
+    sender: Callable[..., int]
+    sender_flags: tuple[int, ...]
 
     def send(self, kind: int, task_id: int, payload: Any, prefix: bytes) -> bool:
         """Put a message into the line; false if there is no room now.
@@ -45,8 +50,11 @@ class Channel(Protocol):
     def recall(self) -> list[tuple[int, int, Any]]:
         """Take back every unread message: kind, task id, payload, oldest first."""
 
-    def receive(self) -> bytes | None:
-        """What the worker has sent; ``None`` for nothing yet, ``b""`` for no more ever."""
+    def receive(self, expected: int = 0) -> bytes | None:
+        """What the worker has sent; ``None`` for nothing yet, ``b""`` for no more ever.
+
+        At least `expected` bytes are on the way, as far as is known.
+        """
 
     def send_settings(self, blob: bytes) -> None:
         """Tell the worker what it needs to know before its first task."""
@@ -114,3 +122,17 @@ def make_payload(data: bytes) -> Payload:
     from .channel_linux import make_payload
 
     return make_payload(data)
+
+
+def anonymous_file(name: str) -> int:
+    """Open a file without a name in the file system; its descriptor."""
+    from .channel_linux import anonymous_file
+
+    return anonymous_file(name)
+
+
+def above_std(fd: int) -> int:
+    """Move a descriptor away from 0-2; the new one."""
+    from .channel_linux import above_std
+
+    return above_std(fd)

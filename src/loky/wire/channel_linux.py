@@ -36,7 +36,10 @@ from .protocol import (
 _DONTWAIT = _socket.MSG_DONTWAIT
 _RECALL = _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
 _FD_ROOM = _socket.CMSG_SPACE(4)
-_PIECE = 256 * 1024  # received at a time: what a socket's buffer can hold
+# Received at a time: what a socket's buffer can hold, if a large result is on the way; else less
+# than what makes malloc ask the kernel for memory, which would triple the cost of a small reply.
+_LARGE_PIECE = 256 * 1024
+_PIECE = 64 * 1024
 
 
 class InlinePayload:
@@ -120,9 +123,10 @@ def _pair(kind: int) -> tuple[_socket.socket, _socket.socket]:
 class LinuxChannel:
     """See `channel.Channel`."""
 
-    __slots__ = ("_results", "_results_there", "_tasks", "_tasks_there")
+    __slots__ = ("_results", "_results_there", "_tasks", "_tasks_there", "sender")
 
     can_recall = True
+    sender_flags: tuple[int, ...] = (_DONTWAIT,)
 
     def __init__(self) -> None:
         self._tasks, self._tasks_there = _pair(_socket.SOCK_SEQPACKET)
@@ -133,6 +137,7 @@ class LinuxChannel:
             self._tasks_there.close()
             raise
         self._results_there: _socket.socket | None = there
+        self.sender = self._tasks.send
 
     def send(
         self,
@@ -170,9 +175,10 @@ class LinuxChannel:
             else:
                 unread.append((kind, task_id, InlinePayload(bytes(payload))))
 
-    def receive(self) -> bytes | None:
+    def receive(self, expected: int = 0) -> bytes | None:
         try:
-            return self._results.recv(_PIECE, _DONTWAIT)
+            size = _PIECE if expected < _PIECE else _LARGE_PIECE
+            return self._results.recv(size, _DONTWAIT)
         except BlockingIOError:
             return None
         except ConnectionError:  # the worker died with settings or a descriptor unread

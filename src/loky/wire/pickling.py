@@ -58,8 +58,9 @@ def is_plain(value: object) -> bool:
 def _count_plain(value: object, left: int) -> int:
     """How many more objects may be looked at after this one; negative if it is not plain."""
     kind = type(value)
+    left -= 1  # before what is inside, so that this bounds the depth as well
     if kind in _ATOMS:
-        return left - 1
+        return left
     if kind in _SEQUENCES:
         items = value
     elif kind is dict:
@@ -73,7 +74,7 @@ def _count_plain(value: object, left: int) -> int:
         left = _count_plain(item, left)
         if left < 0:
             return -1
-    return left - 1
+    return left
 
 
 _importable: dict[int, object] = {}
@@ -139,9 +140,10 @@ def dumps_any(value: object, reducers: dict[type, Callable[[Any], Any]] | None =
 
         _pickler = Pickler
     with BytesIO() as file:
-        pickler = _pickler(file, protocol=PROTOCOL)
-        if reducers:
-            pickler.dispatch_table = pickler.dispatch_table.new_child(reducers)
+        pickler = _pickler.__new__(_pickler)
+        if reducers:  # the C pickler looks for the table once, while it is initialized
+            pickler.dispatch_table = _pickler.dispatch_table.new_child(reducers)
+        pickler.__init__(file, protocol=PROTOCOL)
         pickler.dump(value)
         return file.getvalue()
 
@@ -176,7 +178,11 @@ def where_it_fails(value: Any, name: str, dump: Callable[[Any], bytes] = dumps_a
     seen: set[int] = set()
     while len(seen) < 50:
         seen.add(id(value))
-        for label, part in _parts(value):
+        try:
+            parts = _parts(value)
+        except Exception:  # it does not even tell what it is made of
+            return path
+        for label, part in parts:
             if id(part) not in seen and fails(part, dump):
                 path += label
                 value = part
@@ -190,7 +196,7 @@ def fails(value: object, dump: Callable[[Any], bytes] = dumps_any) -> bool:
     """Whether the value cannot be pickled."""
     try:
         dump(value)
-    except Exception:
+    except BaseException:  # a `__reduce__` may raise anything
         return True
     return False
 

@@ -90,6 +90,10 @@ class FrameReader:
         self._have = 0  # bytes in _partial
         self._want = FRAME_HEAD  # bytes without which no frame can be complete
 
+    def expected(self) -> int:
+        """How many bytes are missing, at least, until a frame is complete."""
+        return self._want - self._have if self._partial else FRAME_HEAD
+
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Take the next piece of the stream; yield the frames that it completes."""
         if self._partial:

@@ -1,0 +1,191 @@
+"""What a pool uses, and that it gives everything back.
+
+A measured interval is the subject of some of these tests: there, and only there, time is waited
+for. Nothing is concluded from how long something took.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import psutil
+import pytest
+import worker_tasks
+from rendezvous import PATIENCE, all_ended, ended
+
+from loky import ProcessPoolExecutor, get_reusable_executor
+
+CYCLES = int(40 * float(os.environ.get("LOKY_TEST_EFFORT", "1")))
+SHM = Path("/dev/shm")
+
+
+def descriptors() -> dict[str, str]:
+    return {
+        name: os.readlink(f"/proc/self/fd/{name}")
+        for name in os.listdir("/proc/self/fd")
+        if os.path.lexists(f"/proc/self/fd/{name}")
+    }
+
+
+def threads() -> set[threading.Thread]:
+    return set(threading.enumerate())
+
+
+def wait_for_threads(before: set[threading.Thread]) -> None:
+    """Threads of a closed pool end by themselves, a moment after `shutdown` returns."""
+    for thread in threads() - before:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), thread
+
+
+def anonymous_memory() -> int:
+    """Private memory of this process, in kB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1])
+    raise AssertionError("no RssAnon in /proc/self/status")
+
+
+def test_cycles_leave_nothing_behind() -> None:
+    """No descriptor, process, thread, named memory, temporary file, nor much memory."""
+    with ProcessPoolExecutor(1) as executor:  # the lifeline stays for the life of the process
+        executor.submit(abs, -1).result()
+    quiet = {thread for thread in threads() if not thread.name.startswith("loky")}
+    wait_for_threads(quiet)
+    before = len(descriptors())
+    named = set(SHM.iterdir())
+    temporary = set(Path(tempfile.gettempdir()).glob("*loky*"))
+    children = set(psutil.Process().children(recursive=True))
+    memory = 0
+    for number in range(CYCLES):
+        with ProcessPoolExecutor(2) as executor:
+            large = b"x" * 100_000 if number % 4 == 0 else b""  # goes by descriptor
+            assert executor.submit(len, large).result() == len(large)
+            pids = set(executor.map(worker_tasks.say_hello, range(4)))
+        assert all(ended(pid, 0) for pid in pids)
+        del executor
+        wait_for_threads(quiet)
+        if number == CYCLES // 2:  # by then, what is kept for ever is there
+            gc.collect()
+            memory = anonymous_memory()
+    gc.collect()
+    assert len(descriptors()) == before, descriptors()
+    assert set(SHM.iterdir()) == named
+    assert set(Path(tempfile.gettempdir()).glob("*loky*")) == temporary
+    assert set(psutil.Process().children(recursive=True)) == children
+    # A pool whose records stay costs about 60 kB; the allocator's own noise is below 1 MB.
+    assert anonymous_memory() - memory < 1000, "kB more than half-way"
+
+
+def test_a_closed_executor_is_collected() -> None:
+    """Nothing of a pool that was shut down is kept alive by anything that goes on living."""
+    executor = ProcessPoolExecutor(1)
+    executor.submit(abs, -1).result()
+    executor.shutdown()
+    pool, scheduler = weakref.ref(executor._pool), weakref.ref(executor._pool.settings)
+    quiet = {thread for thread in threads() if not thread.name.startswith("loky")}
+    wait_for_threads(quiet)
+    del executor
+    gc.collect()
+    assert pool() is None
+    assert scheduler() is None
+
+
+def test_results_and_arguments_are_not_kept() -> None:
+    class Big:
+        pass
+
+    with ProcessPoolExecutor(1) as executor:
+        argument = Big()
+        kept = weakref.ref(argument)
+        executor.submit(id, argument).result()
+        del argument
+        gc.collect()
+        assert kept() is None, "the argument of a finished task"
+        future = executor.submit(Big)
+        kept = weakref.ref(future.result())
+        del future
+        # The pool's thread lets go of it when it turns to what is next.
+        executor.submit(abs, -1).result()
+        gc.collect()
+        assert kept() is None, "the result of a task whose future is gone"
+
+
+# ---------------------------------------------------------------------- idle
+
+
+def switches(pid: int, thread_ids: list[str] | None = None) -> dict[str, int]:
+    """Voluntary context switches of each thread: one for each time that it went to sleep."""
+    found = {}
+    for thread in thread_ids or os.listdir(f"/proc/{pid}/task"):
+        for line in Path(f"/proc/{pid}/task/{thread}/status").read_text().splitlines():
+            if line.startswith("voluntary_ctxt_switches"):
+                found[f"{pid}/{thread}"] = int(line.split()[1])
+    return found
+
+
+@pytest.mark.parametrize("timeout", [None, 1000])
+def test_an_idle_pool_sleeps(timeout: float | None) -> None:
+    before = set(os.listdir("/proc/self/task"))
+    with ProcessPoolExecutor(2, timeout=timeout) as executor:
+        pids = set()
+        while len(pids) < 2:
+            pids |= set(executor.map(worker_tasks.say_hello, range(50)))
+        ours = [t for t in os.listdir("/proc/self/task") if t not in before]
+        assert len(ours) >= 2, "the pool's threads"
+
+        def count() -> dict[str, int]:
+            found = switches(os.getpid(), ours)
+            for pid in pids:
+                found |= switches(pid)
+            return found
+
+        # What the last tasks set going comes to rest: a look for slow tasks, a guardian's count.
+        last = count()
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            time.sleep(0.1)
+            now = count()
+            if now == last:
+                break
+            assert time.monotonic() < deadline, "it never comes to rest"
+            last = now
+        time.sleep(1.0)  # the measured interval
+        assert count() == last
+
+
+# ---------------------------------------------------------------------- all workers are used
+
+README = """
+import os
+from loky import get_reusable_executor
+def say_hello(k):
+    return os.getpid()
+executor = get_reusable_executor(max_workers=4, timeout=2)
+executor.submit(say_hello, 1).result()
+print(len(set(executor.map(say_hello, range(50)))))
+"""
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_all_workers_of_a_cold_pool_get_tasks(attempt: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", README], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.stdout, done.stderr) == ("4\n", "")
+
+
+def test_idle_workers_give_their_memory_back() -> None:
+    executor = get_reusable_executor(max_workers=2, timeout=0.05, reuse=False)
+    pids = set(executor.map(worker_tasks.say_hello, range(50)))
+    assert all_ended(pids)
+    assert executor.submit(worker_tasks.say_hello, 0).result() not in pids
+    executor.shutdown()

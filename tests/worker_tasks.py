@@ -1,0 +1,99 @@
+"""Functions for `test_worker` and `test_resources` that run in workers: light to import."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+
+def say_hello(number: int) -> int:
+    return os.getpid()
+
+
+def who_am_i() -> dict[str, Any]:
+    """What multiprocessing says about this process."""
+    import multiprocessing
+
+    me = multiprocessing.current_process()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    return {
+        "name": me.name,
+        "pid": (me.pid, os.getpid()),
+        "authkey": bytes(me.authkey),
+        "daemon": me.daemon,
+        "parent": (parent.name, parent.pid, parent.is_alive()),
+        "start_method": multiprocessing.get_start_method(allow_none=True),
+        "children": multiprocessing.active_children(),
+    }
+
+
+def about_the_process() -> dict[str, Any]:
+    """What the operating system says about it."""
+    import signal
+
+    return {
+        "pid": os.getpid(),
+        "session": os.getsid(0),
+        "group": os.getpgrp(),
+        "stdin": os.readlink("/proc/self/fd/0"),
+        "read": sys.stdin.read(),
+        "blocked": list(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+        "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+        "main": sorted(sys.modules["__main__"].__dict__),
+        "argv": sys.argv,
+    }
+
+
+def open_descriptors() -> dict[int, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:  # the one that listed the directory
+            continue
+    return found
+
+
+def import_by_name(name: str) -> Any:
+    from importlib import import_module
+
+    return import_module(name).ANSWER
+
+
+def run_a_process(value: int) -> int:
+    """Start a process with multiprocessing from inside a task."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=send_back, args=(theirs, value))
+    process.start()
+    theirs.close()
+    answer: int = ours.recv()
+    process.join()
+    ours.close()
+    assert process.exitcode == 0
+    return answer
+
+
+def send_back(connection: Any, value: int) -> None:
+    connection.send(value + 1)
+    connection.close()
+
+
+def change(proxy: Any, value: int) -> int:
+    """Use a manager's proxy."""
+    proxy["seen"] = value
+    return len(proxy)
+
+
+def interpreter_settings() -> dict[str, Any]:
+    return {
+        "optimize": sys.flags.optimize,
+        "utf8": sys.flags.utf8_mode,
+        "warnings": sys.warnoptions,
+        "asserts": __debug__,
+        "xoptions": dict(sys._xoptions),
+    }
