@@ -379,3 +379,43 @@ def reduce_to_heads(coin: Coin) -> Any:
 
 def reduce_to_tails(coin: Coin) -> Any:
     return make_coin, ("tails",)
+
+
+# ---------------------------------------------------------------------- endings
+
+
+def hold_the_interpreter(path: str) -> None:
+    """Be busy for minutes in C code that keeps the interpreter and looks at no signal."""
+    announce(path)
+    pow(7, 80_000_000)
+
+
+def family(path: str) -> None:
+    """A worker with a child, and a grandchild by another program; all of them stay."""
+    import subprocess
+
+    subprocess.Popen(["sh", "-c", f"echo $$ > '{path}.in'; sleep 1000"])
+    if os.fork() == 0:
+        announce(path)
+        while True:
+            signal.pause()
+    hold_the_interpreter(path)
+
+
+def fork_and_return_twice(path: str) -> int:
+    """Both the worker and its child return from the task."""
+    pid = os.fork()
+    if pid == 0:
+        announce(path)
+        return -1
+    os.waitpid(pid, 0)
+    return pid
+
+
+def fork_and_raise_twice(path: str) -> int:
+    pid = os.fork()
+    if pid == 0:
+        announce(path)
+        raise RuntimeError("the child's")
+    os.waitpid(pid, 0)
+    raise LookupError("the worker's")

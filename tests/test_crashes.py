@@ -193,10 +193,10 @@ def test_a_finished_result_survives_its_worker(gate: Gate, monkeypatch: pytest.M
         pid = executor.submit(os.getpid).result()
         receive = channel_linux.LinuxChannel.receive
 
-        def receive_after_its_death(channel: Any) -> bytes | None:
+        def receive_after_its_death(channel: Any, *size: int) -> Any:
             gate.open()
             assert ended(pid)
-            return receive(channel)
+            return receive(channel, *size)
 
         with monkeypatch.context() as patch:
             patch.setattr(channel_linux.LinuxChannel, "receive", receive_after_its_death)
@@ -210,8 +210,8 @@ def test_a_worker_killed_while_it_sends_a_result(monkeypatch: pytest.MonkeyPatch
         receive = channel_linux.LinuxChannel.receive
         killed: list[int] = []
 
-        def kill_in_the_middle(channel: Any) -> bytes | None:
-            data = receive(channel)
+        def kill_in_the_middle(channel: Any, *size: int) -> Any:
+            data = receive(channel, *size)
             if data and len(data) > 10_000 and not killed:
                 port = next(p for p in executor._pool._ports.values() if p.channel is channel)
                 assert port.process is not None

@@ -38,7 +38,8 @@ ROOMS = {
     "loky.errors": set(),
     "loky.future": set(),
     "loky.nesting": set(),
-    "loky.options": {"loky.cpu", "loky.errors", "loky.wire"},
+    "loky.initializers": set(),
+    "loky.options": {"loky.cpu", "loky.errors", "loky.initializers", "loky.wire"},
     "loky.backend": {"loky.backend", "loky.cpu", "loky.wire"},
 }
 # Pure data structures: all that the state machine may know of the standard library.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import operator
 import os
 import pickle
 import signal
@@ -224,7 +225,8 @@ def test_whatever_pickling_a_result_raises(
         error = amid_others(pool, make_fails_to_reduce, reason, deep)
         assert type(error) in (type(reason), pickle.PicklingError)
         assert str(reason) in str(error)
-        assert ("result[0]" if deep else "result") in str(error)
+        if isinstance(reason, ValueError):
+            assert ("result[0]" if deep else "result") in str(error)
 
 
 @pytest.mark.parametrize(
@@ -464,17 +466,18 @@ def test_a_reducer_that_takes_a_lock_under_which_others_submit() -> None:
         assert [future.result() for future in more] == ["b"] * 20
 
 
-def test_a_reducer_may_use_the_pool_itself() -> None:
+def test_a_reducer_may_wait_for_a_task_that_needs_none() -> None:
     executor: ProcessPoolExecutor
 
     def reduce(coin: Coin) -> Any:
-        return make_coin, (executor.submit(str.upper, coin.side).result(PATIENCE),)
+        future = executor.submit(operator.concat, coin.side, "!")
+        return make_coin, (future.result(PATIENCE),)
 
     with ProcessPoolExecutor(
         2, job_reducers={Coin: reduce}, result_reducers={Box: Box}
     ) as executor:
         futures = [executor.submit(side_of, Coin("a")) for _ in range(5)]
-        assert [future.result(PATIENCE) for future in futures] == ["A"] * 5
+        assert [future.result(PATIENCE) for future in futures] == ["a!"] * 5
 
 
 # ---------------------------------------------------------------------- callbacks and results

@@ -81,7 +81,7 @@ def test_cycles_leave_nothing_behind() -> None:
     assert set(SHM.iterdir()) == named
     assert set(Path(tempfile.gettempdir()).glob("*loky*")) == temporary
     assert set(psutil.Process().children(recursive=True)) == children
-    # A pool whose records stay costs about 60 kB; the allocator's own noise is below 1 MB.
+    # This shows buffers and large arguments that stay; the next test watches the small records.
     assert anonymous_memory() - memory < 1000, "kB more than half-way"
 
 

@@ -97,3 +97,26 @@ def interpreter_settings() -> dict[str, Any]:
         "asserts": __debug__,
         "xoptions": dict(sys._xoptions),
     }
+
+
+def wait_for_a_writer(fifo: str, *_: Any) -> str:
+    with open(fifo) as file:
+        return file.read()
+
+
+def spin(seconds: float) -> float:
+    """Keep the processor busy."""
+    from time import perf_counter
+
+    end = perf_counter() + seconds
+    while perf_counter() < end:
+        pass
+    return seconds
+
+
+def kill_me() -> None:
+    os.kill(os.getpid(), 9)
+
+
+def itself(value: Any) -> Any:
+    return value

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         wait,
     )
 
-    from .backend.reduction import set_loky_pickler
     from .cloudpickle_wrapper import wrap_non_picklable_objects
     from .cpu import cpu_count
     from .errors import (
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from .future import Future
     from .process_executor import ProcessPoolExecutor
     from .reusable_executor import get_reusable_executor
+    from .wire.picklers import set_loky_pickler
 
 __version__ = "4.0.0.dev1"
 
@@ -82,7 +82,7 @@ _HOME = {
     "ProcessPoolExecutor": "loky.process_executor",
     "cpu_count": "loky.cpu",
     "get_reusable_executor": "loky.reusable_executor",
-    "set_loky_pickler": "loky.backend.reduction",
+    "set_loky_pickler": "loky.wire.picklers",
     "wrap_non_picklable_objects": "loky.cloudpickle_wrapper",
 }
 

@@ -24,9 +24,10 @@ T = TypeVar("T")
 
 PENDING = "PENDING"
 RUNNING = "RUNNING"
+CANCELLED = "CANCELLED"  # only of futures without a pool, until somebody notifies the waiters
 CANCELLED_AND_NOTIFIED = "CANCELLED_AND_NOTIFIED"
 FINISHED = "FINISHED"
-_DONE = frozenset({CANCELLED_AND_NOTIFIED, FINISHED})
+_DONE = frozenset({CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED})
 
 
 class Canceller(Protocol):
@@ -210,7 +211,7 @@ class Future(futures.Future[T]):
             `CancelledError`. False if it is running (without `kill`) or over.
         """
         with self._condition:
-            if self._state == CANCELLED_AND_NOTIFIED:
+            if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
                 return True
             if self._state == FINISHED:
                 return False
@@ -221,7 +222,7 @@ class Future(futures.Future[T]):
                 task = self._task
                 # The end comes first: a future whose pool has forgotten the task would never have
                 # one, a pool that is not told finds the task cancelled when its turn comes.
-                self._end(CANCELLED_AND_NOTIFIED, None, None)
+                self._end(CANCELLED if pool is None else CANCELLED_AND_NOTIFIED, None, None)
                 if pool is not None:
                     pool.note_cancelled(task)
         if self._taken:
@@ -237,8 +238,10 @@ class Future(futures.Future[T]):
         self._task = None
         self._pool = None
         for waiter in self._waiters:
-            if state != FINISHED:
+            if state == CANCELLED_AND_NOTIFIED:
                 waiter.add_cancelled(self)
+            elif state == CANCELLED:
+                continue
             elif error is None:
                 waiter.add_result(self)
             else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
+from functools import partial
 from itertools import islice
 from time import monotonic
 from typing import Any
@@ -90,11 +91,15 @@ def start_map(
     waiting: deque[Future[Any]] = deque()
     try:
         _submit(submit_many, calls, waiting, buffersize)
-        results = _results(submit_many, calls, waiting, deadline, buffersize)
-        next(results)  # it is inside its `try` now, so that closing it cancels at any time
     except BaseException as error:
         _abandon(waiting, error)
         raise
+    # An iterator that nobody asks for results (a map for its side effects) must neither keep the
+    # executor alive nor, when it is dropped, cancel anything: it is a generator not yet started.
+    more = None
+    if buffersize is not None:
+        more = partial(_submit, submit_many, calls, waiting, 1)
+    results = _results(waiting, deadline, more)
     if chunksize == 1:
         return results
     return _flatten(results)
@@ -125,21 +130,16 @@ def _submit(
 
 
 def _results(
-    submit_many: Callable[[list[Any], deque[Future[Any]]], None],
-    calls: Iterator[Any],
-    waiting: deque[Future[Any]],
-    deadline: float | None,
-    buffersize: int | None,
+    waiting: deque[Future[Any]], deadline: float | None, more: Callable[[], None] | None
 ) -> Iterator[Any]:
     error: BaseException | None = None
     try:
-        yield None  # to `start_map`
         while waiting:
             left = None if deadline is None else deadline - monotonic()
             result = waiting[0].result(left)
             waiting.popleft()
-            if buffersize is not None:
-                _submit(submit_many, calls, waiting, 1)
+            if more is not None:
+                more()
             yield result
             del result
     except BaseException as problem:

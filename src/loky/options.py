@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .wire import pickling
+from .initializers import _prepare_initializer
+from .wire import inheritance, pickling
 
 CRASH_POLICIES = ("isolate", "break")
 # Contexts whose workers import the parent's main module, as multiprocessing's own methods do.
@@ -35,8 +36,13 @@ class PoolOptions(NamedTuple):  # a dataclass would import `inspect`: 5 ms of ev
     max_tasks_per_child: int | None
     crash_policy: str
 
-    def pickled_initializer(self) -> bytes | None:
+    def pickled_initializer(self, descriptors: inheritance.Collector) -> bytes | None:
         """What a worker needs to initialize itself, ``None`` for nothing.
+
+        Parameters
+        ----------
+        descriptors : Collector
+            Gets those that the initializer's arguments need.
 
         Raises
         ------
@@ -49,7 +55,8 @@ class PoolOptions(NamedTuple):  # a dataclass would import `inspect`: 5 ms of ev
             return None
         call = None
         if self.initializer is not None:
-            call = self._pickled_call()
+            with inheritance.collecting(descriptors):
+                call = self._pickled_call()
         return pickling.dumps_plain(
             (main, pickling.dumps_any(reducers) if reducers else None, call)
         )
@@ -95,13 +102,14 @@ def pool_options(
         raise TypeError("give either 'context' or its other name 'mp_context', not both")
     if initializer is not None and not callable(initializer):
         raise TypeError(f"initializer must be callable or None, got {initializer!r}")
+    initializer, initargs = _prepare_initializer(initializer, _initargs(initargs))
     reducers = _reducers("job_reducers", job_reducers)
     return PoolOptions(
         max_workers=_max_workers(max_workers),
         timeout=_timeout(timeout),
         start_method=_start_method(mp_context if context is None else context),
         initializer=initializer,
-        initargs=_initargs(initargs),
+        initargs=initargs,
         env=_env(env),
         job_reducers=reducers,
         result_reducers=(

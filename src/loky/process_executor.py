@@ -27,26 +27,14 @@ T = TypeVar("T")
 
 MAX_DEPTH = int(os.environ.get("LOKY_MAX_DEPTH", nesting.DEFAULT_MAX_DEPTH))
 
-# Looked up when first used: importing them imports multiprocessing.
-_IN_ERRORS = frozenset(
-    {
-        "BrokenExecutor",
-        "BrokenProcessPool",
-        "LokyRecursionError",
-        "ShutdownExecutorError",
-        "TerminatedWorkerError",
-    }
-)
-
-
 def __getattr__(name: str) -> Any:
-    if name in _IN_ERRORS:
-        from . import errors
+    # The exceptions, and names of old: importing them imports multiprocessing.
+    from . import legacy
 
-        return getattr(errors, name)
-    if name == "_CURRENT_DEPTH":
-        return nesting.depth
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(legacy, name)
+    except AttributeError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
 
 
 class ProcessPoolExecutor(Executor):

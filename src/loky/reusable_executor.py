@@ -26,6 +26,17 @@ from .process_executor import ProcessPoolExecutor
 
 __all__ = ["get_reusable_executor"]
 
+# What is compared to decide whether an executor fits; callers may leave options out.
+_DEFAULTS: dict[str, Any] = {
+    "job_reducers": None,
+    "result_reducers": None,
+    "initializer": None,
+    "initargs": (),
+    "env": None,
+    "mp_context": None,
+    "max_tasks_per_child": None,
+    "crash_policy": None,
+}
 _executor_lock = threading.RLock()
 _executor: _ReusablePoolExecutor | None = None
 _executor_kwargs: dict[str, Any] | None = None
@@ -102,6 +113,11 @@ class _ReusablePoolExecutor(ProcessPoolExecutor):
 
     executor_id = -1
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # joblib holds this while it shuts an executor down and removes what it has left behind.
+        self._submit_resize_lock = threading.RLock()
+        super().__init__(*arguments, **options)
+
     @classmethod
     def get_reusable_executor(
         cls,
@@ -118,7 +134,7 @@ class _ReusablePoolExecutor(ProcessPoolExecutor):
             raise ValueError(f"reuse must be True, False or 'auto', got {reuse!r}")
         if max_workers is not None:
             max_workers = check_max_workers(max_workers)
-        kwargs = {"context": context, "timeout": timeout, **options}
+        kwargs = {**_DEFAULTS, "context": context, "timeout": timeout, **options}
         with _executor_lock:
             old = _executor
             if old is not None and old._open and _fits(reuse, kwargs):

@@ -24,12 +24,14 @@ _PAUSE = 0.01
 
 def __getattr__(name: str) -> Any:
     if name == "psutil":  # for callers only
+        from importlib import import_module
+
         try:
-            import psutil
+            value: Any = import_module(name)
         except ImportError:
-            psutil = None
-        globals()["psutil"] = psutil
-        return psutil
+            value = None
+        globals()[name] = value
+        return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

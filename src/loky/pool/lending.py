@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from ..future import RUNNING
@@ -75,11 +76,11 @@ class Lending:
 
     # ------------------------------------------------------------------ the submitter's part
 
-    def feed(self, task: Task, note: Callable[[Task, list[Any]], None]) -> bool:
+    def feed(self, task: Task, note: Callable[[Task, list[Any], float], None]) -> bool:
         """Send a task to the worker on offer; false if the task has to go the usual way.
 
         `note` is called by the leader, later, with the task and how far this came: the port
-        whose worker was taken and, if the task was sent, the number of bytes.
+        whose worker was taken and, if the task was sent, the number of bytes; and when that was.
         """
         if not (self._offers and outcome.encode_plain(task)):
             return False
@@ -94,7 +95,7 @@ class Lending:
                 raise BlockingIOError
             steps.extend(map(port.channel.sender, (message,), port.channel.sender_flags))
             future._state = RUNNING
-            self._inbox.append((note, task, steps))
+            self._inbox.append((note, task, steps, monotonic()))
             if port.early is not None:  # the reply overtook the note; none will wake the leader
                 self._wake()
         except IndexError:  # somebody was faster
@@ -102,7 +103,7 @@ class Lending:
             return False
         except BaseException as error:
             if steps:
-                self._inbox.append((note, task, steps))
+                self._inbox.append((note, task, steps, monotonic()))
                 self._wake()
             if not isinstance(error, OSError):
                 raise

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import nesting
 from ..options import PoolOptions
-from ..wire import pickling, protocol
+from ..wire import inheritance, picklers, pickling, protocol
 from ..wire.channel import anonymous_file, open_channel
 from .launcher import Process, launch, lifeline
 from .model import Task, Worker
@@ -23,10 +23,12 @@ class WorkerSettings:
 
     def __init__(self, options: PoolOptions) -> None:
         self.options = options
-        self.initializer: bytes | None = options.pickled_initializer()
+        self.descriptors = inheritance.Collector()
+        self.initializer: bytes | None = options.pickled_initializer(self.descriptors)
         self.version = 0
         self._path: list[str] = []
         self._authkey: bytes | None = None
+        self._generation = -1  # of the choice of the pickler
         self._number = 0
         self.prefix = b""
 
@@ -37,7 +39,12 @@ class WorkerSettings:
             self._path = list(sys.path)
             if process is not None:
                 self._authkey = bytes(process.current_process().authkey)
-            news = {"path": self._path, "authkey": self._authkey}
+            self._generation = picklers.generation
+            news = {
+                "path": self._path,
+                "authkey": self._authkey,
+                "pickler": picklers.get_loky_pickler_name() if picklers.generation else None,
+            }
             prefix = pickling.dumps_plain(news)
             # A path that long cannot be right; without the prefix the tasks at least can run.
             self.prefix = prefix if len(prefix) <= protocol.PREFIX_LIMIT else b""
@@ -46,8 +53,10 @@ class WorkerSettings:
 
     def has_news(self) -> bool:
         """Whether something has changed since the last look."""
-        return sys.path != self._path or (
-            self._authkey is None and "multiprocessing.process" in sys.modules
+        return (
+            sys.path != self._path
+            or picklers.generation != self._generation
+            or (self._authkey is None and "multiprocessing.process" in sys.modules)
         )
 
     def environment(self) -> dict[str, str] | None:
@@ -74,6 +83,7 @@ class WorkerSettings:
                 "parent_name": process.current_process().name if process else "MainProcess",
                 "parent_pid": os.getpid(),
                 "path": self._path,
+                "pickler": picklers.get_loky_pickler_name() if picklers.generation else None,
                 "start_method": method or None,
             }
         )
@@ -89,7 +99,11 @@ class Port:
         self.reader = protocol.FrameReader()
         self.process: Process | None = None
         self.backlog: deque[Task] = deque()  # assigned, but the channel has no room
-        self.told = -1  # version of the settings that the worker has been told
+        self.told = -1  # version of the settings that the worker certainly knows
+        # Tasks whose messages carry news, and of which version. A later message must carry them as
+        # well until one of these is answered: a recall may take an earlier one back while the
+        # worker reads the later.
+        self.news: dict[int, int] = {}
         self.early: tuple[int, float, Any] | None = None  # a reply that came before its task's note
         self._fault_fd = -1
 
@@ -105,6 +119,7 @@ class Port:
         self.channel.send_settings(self.settings.first_words())
         self.told = self.settings.version
         fds = [*self.channel.worker_fds(), lifeline(), self._fault_fd]
+        fds += self.settings.descriptors.fds
         self.process = launch(self.settings.environment(), fds)
         self.channel.started()
 
@@ -116,8 +131,17 @@ class Port:
             prefix = self.settings.prefix
         if not self.channel.send(protocol.TASK, task.id, task.message, prefix):
             return False
-        self.told = version
+        if prefix:
+            self.news[task.id] = version
+        else:
+            self.told = version
         return True
+
+    def answered(self, task_id: int) -> None:
+        """The worker has read this task's message, and with it the news that it carried."""
+        version = self.news.pop(task_id, -1)
+        if version > self.told:
+            self.told = version
 
     def is_up_to_date(self) -> bool:
         """Whether the worker knows all that it has to be told. For any thread: changes nothing."""

@@ -7,15 +7,20 @@ per event, passes the time in, and then carries out `decisions`, oldest first. T
 same object can run a real pool, a hypothesis state machine and a simulator with virtual time.
 
 Rule 3: work per event is constant: it depends neither on the number of queued tasks nor on the
-number of workers (workers are kept in buckets by load). Deaths, resizes and shutdowns may cost
-one pass over what they concern.
+number of workers (workers are kept in buckets by load). Deaths, resizes, shutdowns and looks at the
+clock may cost one pass over what they concern.
 
 Invariants, checked by the tests after every step:
 
 - every submitted task is settled exactly once;
-- a task is in the hands of at most one worker, and runs twice only if it was certainly never read;
-- no worker holds more tasks than its window;
-- while tasks wait, a worker is alive or starting, or the pool is broken;
+- a task is in the hands of at most one worker, and is given to another only if it was certainly
+  never read;
+- no worker is given more tasks than its window holds;
+- no more than `max_workers` workers have tasks, but for those that a shrinking left at work;
+- while tasks wait, a worker is alive or starting, or a start is due, or the pool is broken;
+- a worker that could take a waiting task has it;
+- nothing is decided about a worker that has ended;
+- once `tick` has done what is due, the next deadline lies in the future;
 - after shutdown, once every task is settled and every worker gone, `closed` is true.
 
 What the decisions and verdicts are stands in `model.py`.
@@ -115,6 +120,8 @@ class Scheduler:
         self.closing = False
         self.killed = False  # by a shutdown: whatever comes in late is refused
         self.outstanding = 0  # submitted and not settled
+        self.aside: deque[Task] = deque()  # waiting too, see `set_aside`
+        self._brought: Task | None = None  # the last that came back from there
         self._assigned = 0  # in some worker's line
         self._dead_pending = 0  # settled while waiting in `pending`
         self._next_worker = 0
@@ -127,7 +134,6 @@ class Scheduler:
         self._starting: dict[Worker, None] = {}
         self._awaited: dict[Worker, None] = {}
         self._unborn: dict[Worker, None] = {}
-        self._draining: dict[Worker, None] = {}
         self._live = 0  # starting or ready
         self._busy = 0  # with a line that is not empty
         self._duration: float | None = None  # what tasks take lately, seconds
@@ -229,6 +235,35 @@ class Scheduler:
         else:
             self.cancelled(task)
 
+    def set_aside(self, task: Task) -> None:
+        """The driver cannot pickle this assigned task now: its worker is free for others."""
+        worker = _worker_of(task)
+        self._unassign(worker, task)
+        task.state = PENDING
+        if task is self._brought:  # somebody was faster; it keeps its place
+            self._brought = None
+            self.aside.appendleft(task)
+        else:
+            self.aside.append(task)
+        self._after_unassign(worker)
+
+    def may_bring_back(self) -> bool:
+        """Whether `bring_back` would do something."""
+        brought = self._brought
+        return bool(self.aside) and (brought is None or brought.state != PENDING)
+
+    def bring_back(self) -> None:
+        """The driver can pickle again: hand out what was set aside.
+
+        One at a time, as that is how the driver pickles them: were all of them brought back, each
+        slow one would have the rest set aside anew.
+        """
+        while self.may_bring_back():
+            task = self.aside.popleft()
+            if task.state == PENDING:
+                self._brought = task
+                self.pending.appendleft(task)
+
     def result(self, worker: Worker, task: Task, now: float, seconds: float) -> None:
         """The worker finished this task of its line, which took that long to run."""
         line = worker.line
@@ -254,8 +289,13 @@ class Scheduler:
             self._duration = known + step * 0.2
         self._set_window()
         if line:
-            if worker.state == READY and worker.budget and not worker.recalling:
-                buckets[len(line)][worker] = None
+            if worker.state == READY and not worker.recalling:
+                if worker.budget:
+                    buckets[len(line)][worker] = None
+                elif len(line) == 1:
+                    # It is at its last task: let a replacement start meanwhile. Not before: what
+                    # is sent ahead may be taken back, and then it has more to do.
+                    self._unlive(worker, DRAINING)
             return
         self._busy -= 1
         worker.idle_since = now
@@ -394,7 +434,7 @@ class Scheduler:
             self._settle_everything(REFUSED)
             self._kill_everybody()
         elif cancel:
-            waiting = [task for task in self.pending if task.state == PENDING]
+            waiting = [task for task in (*self.pending, *self.aside) if task.state == PENDING]
             self._drop_pending()
             for task in waiting:
                 self._settle(task, CANCELLED)
@@ -528,7 +568,7 @@ class Scheduler:
             if worker.state == READY:
                 if worker.budget:
                     buckets[len(line)][worker] = None
-                else:  # it holds its last task: let a replacement start meanwhile
+                elif len(line) == 1:
                     self._unlive(worker, DRAINING)
             decisions.append((SEND, worker, task))
         if pending and self._live < self.max_workers:
@@ -588,10 +628,6 @@ class Scheduler:
             self._awaited.pop(worker, None)
             self._unborn.pop(worker, None)
         worker.state = state
-        if state == DRAINING:
-            self._draining[worker] = None
-        else:
-            self._draining.pop(worker, None)
 
     def _retire(self, worker: Worker) -> None:
         self._unlive(worker, RETIRING)
@@ -640,6 +676,11 @@ class Scheduler:
                 self._unborn[worker] = None
         elif worker.state == DRAINING and not worker.line:
             self._retire(worker)
+        elif worker.state == READY and not worker.budget and len(worker.line) < 2:
+            if worker.line:
+                self._unlive(worker, DRAINING)
+            else:
+                self._retire(worker)
         else:
             if not worker.line:
                 worker.slow = False  # it had not even read its head: descheduled, not slow
@@ -647,9 +688,9 @@ class Scheduler:
 
     def _look_for_slow_heads(self, now: float) -> None:
         """Take back what waits behind a task that runs for long: somebody else is faster."""
-        for some in (*self._buckets[2:], self._draining):
-            for worker in list(some):
-                if len(worker.line) > 1 and now - worker.head_since >= SLOW_HEAD_SECONDS:
+        for worker in self.workers.values():
+            if len(worker.line) > 1 and not (worker.slow or worker.recalling):
+                if now - worker.head_since >= SLOW_HEAD_SECONDS:
                     worker.slow = True
                     self._recall(worker)
 
@@ -684,7 +725,7 @@ class Scheduler:
         self._dead_pending = 0
 
     def _settle_everything(self, verdict: Any) -> None:
-        waiting = [task for task in self.pending if task.state == PENDING]
+        waiting = [task for task in (*self.pending, *self.aside) if task.state == PENDING]
         self._drop_pending()
         for worker in self.workers.values():
             self._buckets[len(worker.line)].pop(worker, None)

@@ -17,7 +17,7 @@ Rule 4: nobody waits here for a process without also watching it end: every wait
 the poller's.
 
 Reducers are called by one thread at a time: while a deposed leader is still inside one
-(`_encoding`), no other task that needs one is encoded.
+(`_encoding`), other tasks that need one are set aside, and the rest goes past them.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Supervisor:
         self._leaving: dict[Port, float] = {}  # asked to leave; when to lose patience
         self._ports: dict[int, Port] = {}
         self._unwatched: dict[Port, None] = {}  # whose end shows on no descriptor
-        self._encoding = False
+        self._encoding: Task | None = None  # is being pickled by code of the user's
         self.ids = count(1)  # of tasks; taking one is one step
         self._lending = Lending(self.scheduler, self._inbox, self._wake_anyway)
         # Who watches.
@@ -228,6 +228,7 @@ class Supervisor:
                 if self.state == NEW:
                     self.state = CLOSED
                     self._refuse_late()
+                    self.settings.descriptors.close()
                     return
         if self.state == OPEN:
             self.state = CLOSING
@@ -414,6 +415,9 @@ class Supervisor:
                     scheduler.submit(event)
                 else:
                     event[0](*event[1:])
+                event = None  # this frame lives as long as the pool: it must keep no task alive
+            if scheduler.aside and self._encoding is None:
+                scheduler.bring_back()
             scheduler.dispatch(now)
             if scheduler.decisions:
                 self._apply(now)
@@ -429,6 +433,8 @@ class Supervisor:
                 self._close()
                 return
             timeout = 0.0 if self._endings or scheduler.decisions else self._timeout()
+            if scheduler.aside and self._encoding is None and scheduler.may_bring_back():
+                timeout = 0.0
             lending.offer()
             self._asleep = True
             ready = poller.poll(0.0 if inbox else timeout)
@@ -499,17 +505,18 @@ class Supervisor:
                 self._endings.append((outcome.send_tracker, port.channel, task_id))
             elif line and line[0].id == task_id:
                 task = line[0]
+                if port.news:
+                    port.answered(task_id)
                 scheduler.result(worker, task, now, seconds)
                 self._end(task, kind, payload)
             elif worker.lent:  # faster than the submitter's note, see `_fed`
                 port.early = (kind, seconds, payload)
             # Else it was settled already, by a shutdown for instance.
 
-    def _fed(self, task: Task, steps: list[Any]) -> None:
+    def _fed(self, task: Task, steps: list[Any], now: float) -> None:
         """A submitter's note: it took a worker and, if there are two steps, sent it the task."""
         port: Port = steps[0]
         worker = port.worker
-        now = monotonic()
         if len(steps) < 2:
             self.scheduler.returned(worker)
             self.scheduler.submit(task)
@@ -565,7 +572,6 @@ class Supervisor:
     def _take_back(self, port: Port) -> list[Task]:
         """Every task of the worker's that it has certainly not read, in order."""
         recalled = {task_id: payload for _, task_id, payload in port.channel.recall()}
-        port.told = -1  # what it knows may have been in a message that was taken back
         port.backlog.clear()
         unread = []
         for task in port.worker.line:
@@ -574,6 +580,7 @@ class Supervisor:
                     continue
                 task.on_wire = False
                 task.message = recalled[task.id]
+                port.news.pop(task.id, None)
                 if task.future._state == FUTURE_RUNNING:
                     task.future._state = FUTURE_PENDING
             unread.append(task)
@@ -661,12 +668,21 @@ class Supervisor:
                 continue
             if not task.future._taken and not task.future._take():
                 self._outbox.popleft()
-                self.scheduler.dropped(task)
+                self._drop(task)
                 continue
-            if task.message is None and not outcome.encode_plain(task):
-                if self._encoding:
-                    break  # reducers are called by one thread at a time
-                self._encoding = True
+            if task.message is None and (task is self._encoding or not outcome.encode_plain(task)):
+                if self._encoding is not None:
+                    # Reducers are called by one thread at a time. A replacement of each worker
+                    # that had to leave it unread would be dearer than the wait.
+                    if self.options.max_tasks_per_child is not None:
+                        break
+                    self._outbox.popleft()
+                    self.scheduler.set_aside(task)
+                    now = monotonic()
+                    self.scheduler.dispatch(now)
+                    self._apply(now)
+                    continue
+                self._encoding = task
                 if not self._as_user(
                     outcome.encode, task, self.options.job_reducers, self._encoded
                 ):
@@ -693,10 +709,16 @@ class Supervisor:
         return True
 
     def _encoded(self, task: Task, error: BaseException | None) -> None:
-        self._encoding = False
+        self._encoding = None
         if error is not None:
             self._endings.append((outcome.fail, task, error))
-            self.scheduler.dropped(task)
+            self._drop(task)
+
+    def _drop(self, task: Task) -> None:
+        """An assigned task will not be sent: give its place to the next one."""
+        self.scheduler.dropped(task)
+        # The leader may be past its own dispatch; what this one decides keeps it from sleeping.
+        self.scheduler.dispatch(monotonic())
 
     def _send(self, worker: Worker, task: Task) -> None:
         port: Port = worker.port
@@ -707,7 +729,7 @@ class Supervisor:
             sent = port.send(task)
         except OSError as error:  # no descriptors or buffers left in the system
             self._endings.append((outcome.fail, task, error))
-            self.scheduler.dropped(task)
+            self._drop(task)
             return
         if not sent:
             port.backlog.append(task)
@@ -730,6 +752,7 @@ class Supervisor:
         self.state = CLOSED
         self._refuse_late()
         self._poller.close()
+        self.settings.descriptors.close()
         self._ended.wake()
 
     def _panic(self, error: BaseException) -> None:
@@ -752,6 +775,7 @@ class Supervisor:
         self._inbox.clear()
         for port in list(self._ports.values()):
             port.close()
+        self.settings.descriptors.close()
         if self._poller is not None:
             self._poller.abandon()
 

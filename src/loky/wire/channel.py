@@ -48,7 +48,10 @@ class Channel(Protocol):
         """
 
     def recall(self) -> list[tuple[int, int, Any]]:
-        """Take back every unread message: kind, task id, payload, oldest first."""
+        """Take back every unread message: kind, task id, payload, oldest first.
+
+        One after the other, so the worker may read one that stood behind one that comes back.
+        """
 
     def receive(self, expected: int = 0) -> bytes | None:
         """What the worker has sent; ``None`` for nothing yet, ``b""`` for no more ever.
@@ -60,7 +63,7 @@ class Channel(Protocol):
         """Tell the worker what it needs to know before its first task."""
 
     def send_descriptor(self, fd: int) -> None:
-        """Answer a TRACKER frame."""
+        """Answer a TRACKER frame; -1: there is none."""
 
     def fileno(self) -> int:
         """A descriptor that is readable when `receive` has something."""

@@ -197,7 +197,7 @@ class LinuxChannel:
 
     def send_descriptor(self, fd: int) -> None:
         rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", [fd]))
-        self._results.sendmsg([b"\0"], [rights], _DONTWAIT)
+        self._results.sendmsg([b"\0"], [rights] if fd >= 0 else [], _DONTWAIT)
 
     def fileno(self) -> int:
         return self._results.fileno()

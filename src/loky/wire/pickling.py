@@ -18,6 +18,8 @@ from __future__ import annotations
 import sys
 from io import BytesIO
 
+from . import picklers
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,11 +118,8 @@ def dumps_plain(value: object) -> bytes:
     return dumps(value, PROTOCOL)
 
 
-_pickler: Any = None  # cloudpickle's, imported with the first object that needs it
-
-
 def dumps_any(value: object, reducers: dict[type, Callable[[Any], Any]] | None = None) -> bytes:
-    """Pickle anything that can be pickled.
+    """Pickle anything that can be pickled, with the pickler that the user has chosen.
 
     Parameters
     ----------
@@ -134,18 +133,9 @@ def dumps_any(value: object, reducers: dict[type, Callable[[Any], Any]] | None =
     Exception
         Whatever the objects raise while being pickled.
     """
-    global _pickler
-    if _pickler is None:
-        from cloudpickle import Pickler
-
-        _pickler = Pickler
-    with BytesIO() as file:
-        pickler = _pickler.__new__(_pickler)
-        if reducers:  # the C pickler looks for the table once, while it is initialized
-            pickler.dispatch_table = _pickler.dispatch_table.new_child(reducers)
-        pickler.__init__(file, protocol=PROTOCOL)
-        pickler.dump(value)
-        return file.getvalue()
+    file = BytesIO()
+    picklers.dump(value, file, reducers, PROTOCOL)
+    return file.getvalue()
 
 
 # In a worker: how to reduce results, set once by its bootstrap.

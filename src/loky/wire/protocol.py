@@ -28,7 +28,7 @@ Towards the parent there are *frames* in a stream::
     UNREADABLE  the task could not be unpickled: `pack_error`
     BAD_RESULT  the result could not be pickled: `pack_error`
     INIT_FAILED the initializer raised: `pack_error`; the worker leaves
-    TRACKER     please send the descriptor of multiprocessing's resource tracker
+    TRACKER     please send the descriptor of a resource tracker: which one, in place of the id
 
 On the stream's way back, only when the worker expects it: one frame with the worker's settings,
 and a byte with a descriptor attached for each TRACKER.
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 TASK, TASK_IN_FD, EXIT = 1, 2, 3
 READY, VALUE, PICKLE, ERROR, UNREADABLE, BAD_RESULT, INIT_FAILED, TRACKER = range(1, 9)
+
+# Of which resource tracker a TRACKER frame speaks, in place of a task id.
+MULTIPROCESSINGS, LOKYS = range(2)
 
 _MESSAGE = Struct("<BBHQ")
 _FRAME = Struct("<QB3xIQ")

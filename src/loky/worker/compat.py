@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import sys
 
+from ..wire import picklers
+from ..wire.protocol import LOKYS, MULTIPROCESSINGS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,6 +48,7 @@ def update(news: dict[str, Any]) -> None:
     """Take over what has changed in the parent since this worker started."""
     _settings.update(news)
     sys.path[:] = _settings["path"]
+    picklers.set_loky_pickler(_settings["pickler"])
     process = sys.modules.get("multiprocessing.process")
     if process is not None and _settings["authkey"]:
         process.current_process().authkey = _settings["authkey"]
@@ -113,7 +117,7 @@ def _after_tracker(module: Any) -> None:
         @property
         def _fd(self) -> int | None:
             if "_fetched_fd" not in self.__dict__:
-                fd = _tracker_fd(_TRACKERS[module.__name__])
+                fd = _tracker_fd(MULTIPROCESSINGS)
                 self.__dict__["_fetched_fd"] = fd if fd >= 0 else None
             fetched: int | None = self.__dict__["_fetched_fd"]
             return fetched
@@ -128,11 +132,17 @@ def _after_tracker(module: Any) -> None:
     tracker.__class__ = InheritedTracker
 
 
-_TRACKERS = {"multiprocessing.resource_tracker": 0, "loky.backend.resource_tracker": 1}
+def _after_our_tracker(module: Any) -> None:
+    def locate() -> int | None:
+        fd = _tracker_fd(LOKYS)
+        return fd if fd >= 0 else None
+
+    module._resource_tracker.locate = locate
+
 
 _AFTER: dict[str, Callable[[ModuleType], None]] = {
     "multiprocessing.process": _after_process,
     "multiprocessing.context": _after_context,
     "multiprocessing.resource_tracker": _after_tracker,
-    "loky.backend.resource_tracker": _after_tracker,
+    "loky.backend.resource_tracker": _after_our_tracker,
 }

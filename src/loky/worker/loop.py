@@ -21,7 +21,7 @@ from _thread import allocate_lock
 from time import perf_counter
 
 from .. import nesting
-from ..wire import pickling, protocol
+from ..wire import inheritance, picklers, pickling, protocol
 from ..wire.channel import open_worker_end
 from . import compat, guard
 
@@ -50,6 +50,8 @@ class Line:
 
     def tracker_fd(self, which: int) -> int:
         """Ask the parent for a descriptor of its resource tracker."""
+        if self.forked:  # its line was closed: it will have to start a tracker of its own
+            return -1
         with self._asking:
             self.send(protocol.TRACKER, which)
             return self.end.receive_descriptor()
@@ -66,9 +68,10 @@ def main(arguments: list[str]) -> None:
     Parameters
     ----------
     arguments : list of str
-        Descriptors: tasks, results, lifeline (or -1), faults (or -1).
+        Descriptors: tasks, results, lifeline (or -1), faults (or -1), and those that the
+        initializer's arguments need.
     """
-    tasks_fd, results_fd, life_fd, fault_fd = map(int, arguments)
+    tasks_fd, results_fd, life_fd, fault_fd, *inheritance.numbers[:] = map(int, arguments)
     guard.die_with_parent(life_fd)
     guard.report_faults(fault_fd)
     line = Line(open_worker_end(tasks_fd, results_fd))
@@ -77,7 +80,7 @@ def main(arguments: list[str]) -> None:
     sys.argv[:] = settings["argv"]
     sys.path[:] = settings["path"]
     compat.install(settings, life_fd, line.tracker_fd)
-    if not _initialize(line, settings["initializer"]):
+    if not _initialize(line, settings["pickler"], settings["initializer"]):
         return
     line.send(protocol.READY, 0)
     serve(line)
@@ -93,9 +96,7 @@ def serve(line: Line) -> None:
             return
         if kind == protocol.EXIT:
             return
-        if prefix:
-            compat.update(pickling.loads(prefix))
-        reply, data, seconds = run(payload)
+        reply, data, seconds = run(payload, prefix)
         payload = None  # frees a large one before waiting for the next
         if line.forked:  # this is a child that the task made and let return: not ours to answer
             os._exit(0)
@@ -103,12 +104,14 @@ def serve(line: Line) -> None:
         del data
 
 
-def run(payload: memoryview | bytearray | None) -> tuple[int, bytes, float]:
+def run(payload: memoryview | bytearray | None, prefix: memoryview) -> tuple[int, bytes, float]:
     """Unpickle a task, call it, pickle what comes of it: kind of reply, payload, seconds."""
     if payload is None:
         error = MemoryError("no memory or no descriptor left to receive the task's arguments")
         return protocol.UNREADABLE, _pack(error, "unpickling the task"), 0.0
     try:
+        if prefix:
+            compat.update(pickling.loads(prefix))
         fn, args, kwargs = pickling.loads(payload)
     except BaseException as error:
         return protocol.UNREADABLE, _pack(error, "unpickling the task"), 0.0
@@ -129,10 +132,13 @@ def run(payload: memoryview | bytearray | None) -> tuple[int, bytes, float]:
         return protocol.BAD_RESULT, _pack(error, where), seconds
 
 
-def _initialize(line: Line, initializer: bytes | None) -> bool:
-    if initializer is None:
+def _initialize(line: Line, pickler: str | None, initializer: bytes | None) -> bool:
+    if initializer is None and pickler is None:
         return True
     try:
+        picklers.set_loky_pickler(pickler)
+        if initializer is None:
+            return True
         main_module, reducers, call = pickling.loads(initializer)
         if main_module is not None:
             compat.import_main(main_module)

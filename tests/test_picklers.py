@@ -1,4 +1,4 @@
-"""Tests of `loky.backend.reduction`: the choice of the pickler, and where reducers come from.
+"""Tests of `loky.wire.picklers`: the choice of the pickler, and where reducers come from.
 
 Does not belong here: sending sockets and connections to processes (`test_backend_process`).
 """
@@ -21,8 +21,8 @@ import cloudpickle
 import pytest
 from backend_helpers import Plain, check_code, reduce_plain
 
-from loky.backend import reduction
-from loky.backend.reduction import (
+from loky.wire import picklers as reduction
+from loky.wire.picklers import (
     dump,
     dumps,
     get_loky_pickler,
@@ -123,7 +123,7 @@ def test_environment() -> None:
     out = check_code(
         """
         import pickle
-        from loky.backend import reduction
+        from loky.wire import picklers as reduction
         print(reduction.get_loky_pickler_name(), reduction.ENV_LOKY_PICKLER)
         reduction.set_loky_pickler("cloudpickle")
         print(reduction.get_loky_pickler_name(), reduction.DEFAULT_ENV)
@@ -137,7 +137,7 @@ def test_environment() -> None:
 
 
 def test_empty_environment_is_cloudpickle() -> None:
-    code = "from loky.backend import reduction as r; print(r.get_loky_pickler_name())"
+    code = "from loky.wire import picklers as r; print(r.get_loky_pickler_name())"
     assert check_code(code, LOKY_PICKLER="") == "cloudpickle\n"
 
 
@@ -148,7 +148,7 @@ def test_without_cloudpickle() -> None:
         find_spec = PathFinder.find_spec
         PathFinder.find_spec = lambda name, *rest: (
             None if name == "cloudpickle" else find_spec(name, *rest))
-        from loky.backend import reduction
+        from loky.wire import picklers as reduction
         print(reduction.DEFAULT_ENV, reduction.get_loky_pickler_name())
         assert reduction.loads(reduction.dumps([1])) == [1]
         assert "cloudpickle" not in sys.modules
@@ -159,7 +159,7 @@ def test_without_cloudpickle() -> None:
 def test_passing_the_choice_on_imports_nothing() -> None:
     check_code("""
         import sys
-        from loky.backend import reduction
+        from loky.wire import picklers as reduction
         reduction.set_loky_pickler()
         reduction.set_loky_pickler(reduction.get_loky_pickler_name())
         assert not {"cloudpickle", "pickle", "multiprocessing"} & set(sys.modules)
@@ -280,7 +280,7 @@ def test_registered_ones_win_over_those_of_multiprocessing() -> None:
 def test_sockets_need_no_multiprocessing() -> None:
     check_code("""
         import io, socket, sys
-        from loky.backend import reduction
+        from loky.wire import picklers as reduction
         table = reduction._make_table(None, None)
         assert socket.socket in table
         assert "multiprocessing" not in sys.modules
