@@ -45,6 +45,10 @@ def echo(*args: Any, **kwargs: Any) -> Any:
     return args, kwargs
 
 
+def call(fn: Any, argument: Any) -> Any:
+    return fn(*argument) if isinstance(argument, tuple) else fn(argument)
+
+
 def fail_with(error: BaseException) -> None:
     raise error
 

@@ -98,7 +98,6 @@ class Supervisor:
     def __init__(self, options: PoolOptions) -> None:
         self.options = options
         self.state = NEW
-        self.broken: Broken | None = None
         self.scheduler = Scheduler(
             options.max_workers,
             idle_timeout=options.timeout,
@@ -207,6 +206,11 @@ class Supervisor:
                 break
             if type(event) is Task:
                 outcome.settle(event, self.broken or REFUSED)
+
+    @property
+    def broken(self) -> Broken | None:
+        """Why nothing can run any more, if that is so."""
+        return self.scheduler.broken
 
     @property
     def refusing(self) -> bool:
@@ -610,8 +614,6 @@ class Supervisor:
                     decision[1].port.process.kill()
                     self._leaving.setdefault(decision[1].port, now + LEAVE_SECONDS)
             scheduler.dispatch(now)
-        if scheduler.broken is not None and self.broken is None:
-            self.broken = scheduler.broken
 
     def _start(self, worker: Worker, now: float) -> None:
         port = None
@@ -757,7 +759,7 @@ class Supervisor:
 
     def _panic(self, error: BaseException) -> None:
         """Something here is wrong: settle what can be settled rather than let anybody wait."""
-        self.broken = Broken(f"internal error: {error!r}", error)
+        self.scheduler.broken = Broken(f"internal error: {error!r}", error)
         self.state = CLOSED
         tasks = [event for event in self._inbox if type(event) is Task]
         tasks += self.scheduler.pending
@@ -766,7 +768,7 @@ class Supervisor:
             if port.process is not None:
                 port.process.kill()
         for task in tasks:
-            outcome.settle(task, self.broken)
+            outcome.settle(task, self.scheduler.broken)
         self._ended.wake()
 
     def _abandon(self) -> None:
