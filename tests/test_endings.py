@@ -489,17 +489,6 @@ def late():
     except RuntimeError as error:
         print("refused:", error)
 
-def callback(future):
-    try:
-        executor.submit(abs, -1)
-    except RuntimeError as error:
-        print("callback:", error)
-
-import sys
-def hold():
-    import sys
-    sys.stdin.read()
-
 held = executor.submit(len, "x" * 100_000)
 held.add_done_callback(lambda f: print("done", f.result()))
 """

@@ -180,7 +180,8 @@ def test_importing_the_package_imports_nothing_else() -> None:
 
 
 def test_what_the_first_executor_imports_is_light() -> None:
-    new = {name.partition(".")[0] for name in modules_after("import loky.process_executor")}
+    code = "from loky import ProcessPoolExecutor, get_reusable_executor"
+    new = {name.partition(".")[0] for name in modules_after(code)}
     # The base class of our executor lives in concurrent.futures, which needs these itself.
     base = {name.partition(".")[0] for name in modules_after("import concurrent.futures._base")}
     heavy = new & HEAVY - base

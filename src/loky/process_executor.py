@@ -27,14 +27,16 @@ T = TypeVar("T")
 
 MAX_DEPTH = int(os.environ.get("LOKY_MAX_DEPTH", nesting.DEFAULT_MAX_DEPTH))
 
-def __getattr__(name: str) -> Any:
-    # The exceptions, and names of old: importing them imports multiprocessing.
-    from . import legacy
 
-    try:
-        return getattr(legacy, name)
-    except AttributeError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+def __getattr__(name: str) -> Any:
+    # The exceptions, and names of old: importing them imports multiprocessing, which must not
+    # happen when the import system looks for `__path__`.
+    if not name.startswith("__"):
+        from . import legacy
+
+        if hasattr(legacy, name):
+            return getattr(legacy, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class ProcessPoolExecutor(Executor):

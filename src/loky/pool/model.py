@@ -23,8 +23,8 @@ from typing import Any
 
 START, SEND, RECALL, RETIRE, KILL, SETTLE = range(6)
 
-# States of a task.
-PENDING, ASSIGNED, DONE = range(3)
+# States of a task. NEW: the scheduler has not seen it, and after an interrupt it never may.
+PENDING, ASSIGNED, DONE, NEW = range(4)
 
 # States of a worker.
 STARTING, READY, DRAINING, RETIRING, GONE = range(5)
@@ -97,7 +97,7 @@ class Task:
         self.args = args
         self.kwargs = kwargs
         self.future = future
-        self.state = PENDING
+        self.state = NEW
         self.worker: Worker | None = None
         self.turn = 0  # counts its SEND decisions: of two about the same task, the latest holds
         self.message: Any = None  # pickled, and certainly unread by anybody
@@ -106,7 +106,7 @@ class Task:
         self.stop_wanted = False  # and end its worker if it turns out to be running
 
     def __repr__(self) -> str:
-        return f"<Task {self.id} {('pending', 'assigned', 'done')[self.state]}>"
+        return f"<Task {self.id} {('pending', 'assigned', 'done', 'new')[self.state]}>"
 
 
 class Worker:

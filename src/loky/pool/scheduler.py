@@ -187,6 +187,7 @@ class Scheduler:
         elif self.closing:
             self._settle(task, REFUSED)
         else:
+            task.state = PENDING
             self.pending.append(task)
 
     def cancel(self, task: Task) -> None:
@@ -526,13 +527,23 @@ class Scheduler:
         if pending or self._live < self._floor:
             self._ensure_workers(now)
         buckets = self._buckets
-        decisions = self.decisions
         low = 1
+        # A worker gets its share of a long queue in one go: each message to a worker that sleeps
+        # costs a switch, so one to each in turn would cost one for every task.
+        share = len(pending) // max(1, self._live) - 1
+        run = 0
+        worker: Any = None
         while pending:
             task = pending[0]
             if task.state != PENDING:  # cancelled while it waited
                 pending.popleft()
                 self._dead_pending -= 1
+                continue
+            if run:
+                run -= 1
+                self._assign(worker, pending.popleft())
+                if not run:
+                    self._enter_bucket(worker)
                 continue
             # An idle worker, else one about to start (a cold pool of four really uses four), else
             # the least loaded with room in its window. Loads only grow here, so `low` does too.
@@ -556,21 +567,19 @@ class Scheduler:
                 if now - worker.head_since >= SLOW_HEAD_SECONDS:
                     worker.slow = True  # back in a bucket with its next result
                     continue
-            pending.popleft()
-            line = worker.line
-            line.append(task)
-            self._assigned += 1
-            task.state = ASSIGNED
-            task.worker = worker
-            task.turn += 1
-            if worker.budget > 0:
-                worker.budget -= 1
+            self._assign(worker, pending.popleft())
             if worker.state == READY:
-                if worker.budget:
-                    buckets[len(line)][worker] = None
-                elif len(line) == 1:
+                if worker.budget < 0:
+                    run = min(share, self._window - len(worker.line))
+                    if run <= 0:
+                        run = 0
+                        buckets[len(worker.line)][worker] = None
+                elif worker.budget:
+                    buckets[len(worker.line)][worker] = None
+                elif len(worker.line) == 1:
                     self._unlive(worker, DRAINING)
-            decisions.append((SEND, worker, task))
+        if run:
+            self._enter_bucket(worker)
         if pending and self._live < self.max_workers:
             self._ensure_workers(now)
         if self._assigned > self._busy and self._look_at is None and self.can_recall:
@@ -613,6 +622,16 @@ class Scheduler:
             self._unborn[worker] = None
             self._live += 1
             self.decisions.append((START, worker))
+
+    def _assign(self, worker: Worker, task: Task) -> None:
+        worker.line.append(task)
+        self._assigned += 1
+        task.state = ASSIGNED
+        task.worker = worker
+        task.turn += 1
+        if worker.budget > 0:
+            worker.budget -= 1
+        self.decisions.append((SEND, worker, task))
 
     def _enter_bucket(self, worker: Worker) -> None:
         held_back = worker.recalling or worker.slow or worker.lent

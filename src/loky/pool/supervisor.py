@@ -519,9 +519,13 @@ class Supervisor:
 
     def _fed(self, task: Task, steps: list[Any], now: float) -> None:
         """A submitter's note: it took a worker and, if there are two steps, sent it the task."""
+        if not steps:  # an interrupt struck just after the note was left, so it was left again
+            return
         port: Port = steps[0]
         worker = port.worker
-        if len(steps) < 2:
+        sent = len(steps) > 1
+        steps.clear()
+        if not sent:
             self.scheduler.returned(worker)
             self.scheduler.submit(task)
             return
