@@ -22,7 +22,6 @@ from pool_tasks import (
     bad_initializer,
     call,
     echo,
-    echo_or_hold,
     fail_or_write,
     fail_with,
     pass_or_write,
@@ -249,9 +248,9 @@ def test_nothing_can_be_submitted_after_shutdown() -> None:
     executor = ProcessPoolExecutor(1)
     executor.shutdown()
     executor.shutdown()
-    for call in (lambda: executor.submit(echo), lambda: executor.map(echo, [1])):
+    for submit in (lambda: executor.submit(echo), lambda: executor.map(echo, [1])):
         with pytest.raises(ShutdownExecutorError, match="shutdown"):
-            call()
+            submit()
 
 
 # ---------------------------------------------------------------------- map

@@ -177,15 +177,15 @@ def test_a_task_that_cannot_be_unpickled(
 def test_a_function_whose_module_the_worker_does_not_have(
     pool: ProcessPoolExecutor, tmp_path: Path
 ) -> None:
-    (tmp_path / "only_here.py").write_text("def there():\n    return 1\n")
+    (tmp_path / "not_in_workers.py").write_text("def there():\n    return 1\n")
     sys.path.insert(0, str(tmp_path))
     try:
-        import only_here  # type: ignore[import-not-found]
+        import not_in_workers  # type: ignore[import-not-found]
     finally:
         sys.path.remove(str(tmp_path))
-    error = amid_others(pool, only_here.there)
+    error = amid_others(pool, not_in_workers.there)
     assert type(error) is TaskUnpicklingError
-    assert "ModuleNotFoundError: No module named 'only_here'" in str(error)
+    assert "ModuleNotFoundError: No module named 'not_in_workers'" in str(error)
 
 
 def test_a_task_that_kills_its_worker_while_being_unpickled() -> None:

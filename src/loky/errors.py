@@ -21,9 +21,21 @@ The tree::
 
 from __future__ import annotations
 
-from concurrent.futures.process import BrokenProcessPool as _BrokenProcessPool
+import sys
+import threading
 from pickle import PicklingError, UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if (
+    TYPE_CHECKING
+    or "concurrent.futures.process" in sys.modules
+    or not getattr(threading, "_SHUTTING_DOWN", False)
+):
+    from concurrent.futures.process import BrokenProcessPool as _BrokenProcessPool
+else:
+    # The interpreter is leaving, and importing that module now fails (it registers something to be
+    # called at this very time). Nobody has it, so nobody can tell the difference.
+    from concurrent.futures import BrokenExecutor as _BrokenProcessPool
 
 
 class BrokenProcessPool(_BrokenProcessPool):

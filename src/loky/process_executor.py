@@ -202,13 +202,13 @@ class ProcessPoolExecutor(Executor):
     def _refuse(self) -> None:
         """Say why nothing can be submitted any more."""
         from .errors import ShutdownExecutorError
-        from .pool import supervisor
+        from .pool import lifetime
         from .pool.outcome import error_for
 
         pool = self._pool
         if pool.broken is not None:
             raise error_for(pool.broken)
-        if supervisor.interpreter_is_leaving:
+        if lifetime.interpreter_is_leaving:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         raise ShutdownExecutorError("cannot schedule new futures after shutdown")
 

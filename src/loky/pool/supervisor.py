@@ -1,17 +1,15 @@
 """Owns the worker processes: one thread watches, the scheduler decides, this file carries out.
 
-Rule 1: the scheduler and all records here are touched by the *leader* only, the thread that holds
-`_baton`. Other threads, finalizers and signal handlers do two things: append to `_inbox` and wake
-the poller. Both are single steps that KeyboardInterrupt cannot split.
+Rule 1: the scheduler and all records here are touched by the *leader* only, see `watch`. Other
+threads, finalizers and signal handlers do two things: append to `_inbox` and wake the poller. Both
+are single steps that KeyboardInterrupt cannot split.
 
-Rule 2: user code never runs while the baton is held. The leader lays the baton down, runs the
-reducer, the unpickling or the callback, and takes the baton up again. If that lasts longer than a
-tick, a parked thread, the *guardian*, picks the baton up and leads instead; whoever comes back to
-find the baton gone posts its outcome to the inbox and parks. So no user code can stand between a
-death or a timer and its handling for more than a tick or two, a callback may wait for another
-future of the same pool, and in the usual case nothing is handed from thread to thread.
+Rule 2: user code (reducers, unpickling, callbacks) runs through `_as_user`, during which somebody
+else may take over the lead. So no user code can stand between a death or a timer and its handling
+for more than a tick or two, and a callback may wait for another future of the same pool.
 
-Hence Rule 3: after `_as_user`, nothing that was read from `self` before it may be relied on.
+Hence Rule 3: after `_as_user`, nothing that was read from `self` before it may be relied on, and
+whoever has lost the lead posts its outcome to the inbox.
 
 Rule 4: nobody waits here for a process without also watching it end: every wait of the leader is
 the poller's.
@@ -22,10 +20,8 @@ Reducers are called by one thread at a time: while a deposed leader is still ins
 
 from __future__ import annotations
 
-import sys
-import threading
 import weakref
-from _thread import RLock, allocate_lock, get_ident
+from _thread import RLock, allocate_lock
 from collections import deque
 from collections.abc import Callable
 from itertools import count
@@ -38,7 +34,7 @@ from ..future import RUNNING as FUTURE_RUNNING
 from ..future import Future, Sleepers
 from ..options import PoolOptions
 from ..wire import pickling, protocol
-from . import outcome
+from . import lifetime, outcome
 from .lending import Lending
 from .model import (
     ASSIGNED,
@@ -58,10 +54,8 @@ from .model import (
 from .poller import open_poller
 from .port import Port, WorkerSettings
 from .scheduler import Scheduler
+from .watch import TICK, Watch
 
-# How long user code may keep the watch, in seconds. A handover costs two thread switches (about
-# 0.1 ms each on a loaded machine), so it should be rare; a death noticed 10 ms late is no harm.
-TICK = 5e-3
 # A worker that was asked to leave and has nothing to do is ended after this many seconds: its exit
 # handlers, or threads that a task left running, may never finish.
 LEAVE_SECONDS = 10.0
@@ -72,9 +66,6 @@ UNWATCHED_SECONDS = 0.05
 LONGEST_SECONDS = 86400.0
 
 NEW, OPEN, CLOSING, CLOSED, ABANDONED = range(5)
-
-interpreter_is_leaving = False
-_pools: weakref.WeakSet[Supervisor] = weakref.WeakSet()
 
 
 class _Gone:
@@ -118,20 +109,11 @@ class Supervisor:
         self._encoding: Task | None = None  # is being pickled by code of the user's
         self.ids = count(1)  # of tasks; taking one is one step
         self._lending = Lending(self.scheduler, self._inbox, self._wake_anyway)
-        # Who watches.
-        self._baton = allocate_lock()
-        self._alarm = allocate_lock()
-        self._alarm.acquire()
-        self._leader = 0
-        self._in_user_code = False
-        self._section = 0  # counts stretches of user code
-        self._armed = False  # a guardian is counting ticks
-        self._hurry = False
-        self._parked = 0
+        self._watch = Watch(self._lead, self.is_closed, self._report, self._panic)
         self._starting = RLock()  # re-entrant: finalizers shut pools down
         self._ended = Sleepers()
         self._owner: Any = None
-        _pools.add(self)
+        lifetime.register(self)
 
     # ------------------------------------------------------------------ from any thread
 
@@ -192,7 +174,7 @@ class Supervisor:
                     # one that is there already waits at the first poller.
                     if self._poller is None:
                         self._poller = open_poller()
-                    self._start_member()
+                    self._watch.start_member()
                     self.state = OPEN
         elif self.state >= CLOSED:
             self._refuse_late()
@@ -276,7 +258,7 @@ class Supervisor:
         if task is None or self.state >= CLOSED:
             return bool(future.cancelled())
         sleeper = None
-        if self._leader == get_ident() and not self._in_user_code:
+        if self._watch.is_here():
             # A finalizer struck the leader in the middle of its work: it cannot wait for itself.
             self.post(self._cancel, task, kill, None)
             return False
@@ -311,59 +293,9 @@ class Supervisor:
                 "this process was forked from the one that owns the executor: the future will be "
                 "settled there, not here"
             )
-        if self._in_user_code and self._leader == get_ident():
-            # A callback is about to wait: let a guardian take over without delay.
-            self._hurry = True
-            self._arm()
+        self._watch.will_wait()
 
-    # ------------------------------------------------------------------ leader and guardians
-
-    def _start_member(self) -> None:
-        threading.Thread(target=self._member, name="loky-pool", daemon=True).start()
-
-    def _member(self) -> None:
-        """What every thread of the pool does: lead if nobody leads, else stand by."""
-        try:
-            while self.state < CLOSED:
-                if self._baton.acquire(False):
-                    self._lead()
-                else:
-                    self._stand_by()
-        except BaseException as error:  # a bug in this library: nobody must wait for ever
-            self._panic(error)
-            raise
-        self._arm()  # one guardian after the other leaves
-
-    def _stand_by(self) -> None:
-        """Be a guardian until the baton can be had or the pool is closed."""
-        self._parked += 1
-        try:
-            while self.state < CLOSED:
-                # The leader says that it runs user code before it looks whether somebody counts,
-                # and here it is the other way round, so one of the two sees the other.
-                if not self._in_user_code:
-                    self._alarm.acquire()  # no wake-ups while nothing happens
-                self._armed = True
-                section = self._section
-                while self.state < CLOSED:
-                    if not self._hurry:
-                        self._alarm.acquire(True, TICK)
-                    if self._in_user_code and (self._hurry or self._section == section):
-                        self._hurry = self._armed = False
-                        return  # to take the baton
-                    if self._section == section:
-                        self._armed = False
-                        break
-                    section = self._section
-        finally:
-            self._parked -= 1
-
-    def _arm(self) -> None:
-        self._armed = True
-        try:
-            self._alarm.release()
-        except RuntimeError:  # somebody else has just done it
-            pass
+    # ------------------------------------------------------------------ leading
 
     def _as_user(
         self,
@@ -378,35 +310,16 @@ class Supervisor:
         """
         if self._untold:
             self._tell()
-        self._section += 1
-        self._in_user_code = True
-        if not self._armed:
-            self._arm()
-        self._baton.release()
-        outcome = None
-        try:
-            outcome = function(one, two)
-        except BaseException as error:  # it catches what is the user's: this one is ours
-            self.post(self._break, f"internal error: {error!r}", error)
-        if self._baton.acquire(False):
-            self._leader = get_ident()
-            self._in_user_code = False
-            if then is not None:
-                then(one, outcome)
-            return True
+        leads, result = self._watch.as_user(function, one, two)
         if then is not None:
-            self.post(then, one, outcome)
-        return False
+            if leads:
+                then(one, result)
+            else:
+                self.post(then, one, result)
+        return leads
 
     def _lead(self) -> None:
         """Watch and work until the pool is closed or somebody else has taken over."""
-        self._leader = get_ident()
-        self._in_user_code = False
-        if not self._parked:
-            try:
-                self._start_member()
-            except RuntimeError:  # too late in the interpreter's life
-                pass
         scheduler = self.scheduler
         inbox = self._inbox
         poller = self._poller
@@ -761,6 +674,10 @@ class Supervisor:
         self.settings.descriptors.close()
         self._ended.wake()
 
+    def _report(self, error: BaseException) -> None:
+        """What deals with the user's code has failed itself, which it should not."""
+        self.post(self._break, f"internal error: {error!r}", error)
+
     def _panic(self, error: BaseException) -> None:
         """Something here is wrong: settle what can be settled rather than let anybody wait."""
         self.scheduler.broken = Broken(f"internal error: {error!r}", error)
@@ -775,8 +692,10 @@ class Supervisor:
             outcome.settle(task, self.scheduler.broken)
         self._ended.wake()
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """In the child of a fork: this pool belongs to the parent."""
+        if self.state == CLOSED:
+            return
         self.state = ABANDONED
         self._inbox.clear()
         for port in list(self._ports.values()):
@@ -784,52 +703,3 @@ class Supervisor:
         self.settings.descriptors.close()
         if self._poller is not None:
             self._poller.abandon()
-
-
-def _abandon_all() -> None:
-    pools = list(_pools)
-    _pools.clear()
-    for pool in pools:
-        if pool.state != CLOSED:
-            pool._abandon()
-
-
-def _leaving_by_interrupt() -> bool:
-    """Whether the interpreter is ending because of a KeyboardInterrupt nobody caught."""
-    last = getattr(sys, "last_type", None)
-    return last is not None and issubclass(last, KeyboardInterrupt) and not hasattr(sys, "ps1")
-
-
-def _at_exit() -> None:
-    """Complete pending work, as the standard library promises; or be quick after a Ctrl-C."""
-    global interpreter_is_leaving
-    interpreter_is_leaving = True
-    pools = [pool for pool in list(_pools) if pool.state in (OPEN, CLOSING)]
-    kill = _leaving_by_interrupt()
-    for pool in pools:
-        pool.shutdown(kill=kill)
-    for pool in pools:
-        try:
-            pool.wait_closed()
-        except KeyboardInterrupt:
-            for other in pools:
-                other.shutdown(kill=True)
-            pool.wait_closed()
-
-
-def _register() -> None:
-    import os
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_abandon_all)
-    register = getattr(threading, "_register_atexit", None)
-    if register is None:
-        import atexit
-
-        atexit.register(_at_exit)
-    else:
-        # Before the interpreter waits for threads, which is before `atexit`.
-        register(_at_exit)
-
-
-_register()
