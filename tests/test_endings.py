@@ -389,28 +389,26 @@ def test_a_pool_of_the_child_ends_with_the_child(gate: Gate) -> None:
 
 
 def test_the_workers_live_as_long_as_the_parent_and_not_as_its_children(tmp_path: Path) -> None:
-    """The child of the fork holds copies of descriptors, if they were not closed."""
-    with Gate(tmp_path) as gate:
+    """The child of the fork had copies of the pool's descriptors."""
+    with Gate(tmp_path, "worker") as worker_gate, Gate(tmp_path, "child") as child_gate:
         script = f"""
 import os, signal, sys
 sys.path.insert(0, {HERE!r})
 from pool_tasks import announce, hold_the_interpreter
 from loky import ProcessPoolExecutor
 executor = ProcessPoolExecutor(1)
-executor.submit(hold_the_interpreter, {gate.path!r})
+executor.submit(abs, 1).result()
+executor.submit(hold_the_interpreter, {worker_gate.path!r})
 if os.fork() == 0:
-    announce({gate.path!r})
-    signal.pause()
-announce({gate.path!r})
+    announce({child_gate.path!r})
 signal.pause()
 """
         parent = subprocess.Popen(command(tmp_path, script))
-        pids = gate.arrivals(3)
-        parent.kill()
-        parent.wait()
-        (child,) = [pid for pid in pids if pid != parent.pid and os.getpgid(pid) != pid] or [0]
-        (worker,) = set(pids) - {parent.pid, child}
+        (worker,) = worker_gate.arrivals()
+        (child,) = child_gate.arrivals()
         try:
+            parent.kill()
+            parent.wait()
             assert ended(worker)
             assert not ended(child, 0)
         finally:
