@@ -23,12 +23,8 @@ import loky
 from loky.cli.table import format_table
 from loky.cpu import CpuCount, explain_cpu_count
 
-# Optional at run time, each with what it is good for.
-_OPTIONAL = {
-    "psutil": "limits on the memory of workers",
-    "numpy": "large arrays, which loky sends without copying them into a pickle",
-    "joblib": "can run on loky: loky.integrations.joblib",
-}
+# What is often used together with loky, which needs none of them.
+_OPTIONAL = ("psutil", "numpy", "joblib")
 
 
 def collect() -> dict[str, Any]:
@@ -91,9 +87,9 @@ def _count(explained: CpuCount) -> dict[str, Any]:
 
 
 def _start_methods() -> dict[str, Any]:
-    from loky.backend.context import START_METHODS, get_start_method
+    from loky.options import START_METHODS
 
-    return {"default": get_start_method() or "loky", "available": list(START_METHODS)}
+    return {"default": START_METHODS[0], "available": list(START_METHODS)}
 
 
 def _pickler() -> dict[str, str | None]:
@@ -185,7 +181,7 @@ def render(found: dict[str, Any]) -> str:
     origin = "the default" if pickler["source"] == "default" else f"from {pickler['source']}"
     lines = [
         "Versions",
-        *_pairs((name, _version(name, value)) for name, value in found["versions"].items()),
+        *_pairs((name, value or "not installed") for name, value in found["versions"].items()),
         "",
         "CPUs",
         *_pairs(
@@ -215,12 +211,6 @@ def render(found: dict[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
-
-
-def _version(name: str, version: str | None) -> str:
-    if version is not None:
-        return version
-    return f"not installed ({_OPTIONAL[name]})" if name in _OPTIONAL else "not installed"
 
 
 def _pairs(pairs: Any) -> list[str]:
