@@ -370,3 +370,15 @@ def test_interrupted_while_waiting_for_a_running_task(
             check(executor, futures, "result()")
     finally:
         hunter.close()
+
+
+def test_locks_that_an_interrupted_wait_has_left_taken() -> None:
+    """What an interrupt inside `concurrent.futures.wait` does, done on purpose."""
+    with ProcessPoolExecutor(1) as executor:
+        round_trip(executor)
+        future = executor.submit(time.sleep, 0.01)
+        queued = [executor.submit(abs, -number) for number in range(3)]
+        for each in [future, *queued]:
+            each._condition.acquire()
+        assert [each.result(PATIENCE) for each in [future, *queued]] == [None, 0, 1, 2]
+        round_trip(executor)

@@ -22,6 +22,9 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
+# A future's lock is held for microseconds; one that is held this long was left so, see `_lock`.
+LEFT_TAKEN_SECONDS = 0.05
+
 PENDING = "PENDING"
 RUNNING = "RUNNING"
 CANCELLED = "CANCELLED"  # only of futures without a pool, until somebody notifies the waiters
@@ -260,19 +263,36 @@ class Future(futures.Future[T]):
 
     def _take(self) -> bool:
         """The pool is about to send the task: false if it was cancelled first."""
-        with self._condition:
+        locked = self._lock()
+        try:
             if self._state in _DONE:
                 return False
             self._taken = True
             return True
+        finally:
+            if locked:
+                self._condition.release()
 
     def _settle(self, result: Any, error: BaseException | None, *, cancel: bool = False) -> None:
         """Give the future its end, once; later ends are ignored. May run callbacks."""
-        with self._condition:
+        locked = self._lock()
+        try:
             if self._state in _DONE:
                 return
             self._end(CANCELLED_AND_NOTIFIED if cancel else FINISHED, result, error)
+        finally:
+            if locked:
+                self._condition.release()
         self._tell()
+
+    def _lock(self) -> bool:
+        """Take the lock, or do without.
+
+        `concurrent.futures.wait` and `as_completed` take the locks of all their futures one by one,
+        and an interrupt meanwhile leaves them taken for ever. The pool must not hang for that.
+        """
+        lock = self._condition
+        return lock.acquire(False) or lock.acquire(True, LEFT_TAKEN_SECONDS)
 
     def _finish(self, result: Any) -> None:
         """Settle with a result, with the lock held; somebody has to `_tell` afterwards."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
 from functools import partial
 from itertools import islice
 from time import monotonic
 from typing import Any
 
+from .chunks import ForEach
 from .future import Future
 
 # Tasks of a batch, and the time after which a batch goes out however short it is, in seconds: a
@@ -52,24 +52,6 @@ def _whole(name: str, value: Any) -> int:
     if number < 1:
         raise ValueError(f"{name} must be >= 1, got {number}")
     return number
-
-
-class ForEach:
-    """In a worker: calls a function for each item of a chunk.
-
-    `func`, as a `functools.partial` has it: reports then name the user's function, not this.
-    """
-
-    __slots__ = ("func",)
-
-    def __init__(self, func: Callable[..., Any]) -> None:
-        self.func = func
-
-    def __call__(self, chunk: list[tuple[Any, ...]]) -> list[Any]:
-        return [self.func(*arguments) for arguments in chunk]
-
-    def __reduce__(self) -> Any:
-        return ForEach, (self.func,)
 
 
 def start_map(
@@ -166,4 +148,4 @@ def _abandon(waiting: deque[Future[Any]], error: BaseException | None) -> None:
             future.cancel(kill=kill)
 
 
-__all__ = ["ForEach", "check_arguments", "futures", "start_map"]
+__all__ = ["check_arguments", "start_map"]

@@ -688,8 +688,12 @@ class Supervisor:
             tasks += port.worker.line
             if port.process is not None:
                 port.process.kill()
+        while self._endings:
+            function, one, two = self._endings.popleft()
+            function(one, two)
         for task in tasks:
             outcome.settle(task, self.scheduler.broken)
+        self._tell()
         self._ended.wake()
 
     def abandon(self) -> None:
