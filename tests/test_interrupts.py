@@ -260,9 +260,13 @@ ACTIONS = [
 def count_points(action: Callable[[ProcessPoolExecutor], None]) -> int:
     with ProcessPoolExecutor(2) as executor:
         round_trip(executor)
-        with Trap(0) as trap:
-            action(executor)
-    return trap.points
+        for _ in range(5):
+            with Trap(0) as trap:
+                action(executor)
+            if trap.points:
+                return trap.points
+    # Python 3.13 has been seen to trace no opcode at all, about once in a thousand times.
+    raise AssertionError(f"{action.__name__} passes no point at all")
 
 
 # ---------------------------------------------------------------------- the tests
@@ -285,10 +289,13 @@ def test_the_trap_itself(futures: list[weakref.ref[Future[Any]]]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(15))
-def test_placed_interrupts(seed: int, futures: list[weakref.ref[Future[Any]]]) -> None:
+def test_placed_interrupts(
+    seed: int, futures: list[weakref.ref[Future[Any]]], request: pytest.FixtureRequest
+) -> None:
     rng = random.Random(seed)
     caught = 0
     executor = ProcessPoolExecutor(2)
+    request.addfinalizer(lambda: executor.shutdown(kill_workers=True))
     # The first call of a pool does what no other does: it starts the threads.
     caught += _interrupt_at(rng.randrange(1, 60), round_trip, executor, futures, f"{seed}, first")
     points = {action: count_points(action) for action in ACTIONS}
