@@ -420,3 +420,9 @@ def test_workers_end_with_their_pool() -> None:
     with ProcessPoolExecutor(2) as executor:
         pids = set(executor.map(worker_tasks.say_hello, range(20)))
     assert all(ended(pid, 0) for pid in pids)
+
+
+def test_the_kernel_prefers_a_worker_to_its_parent_when_memory_runs_out() -> None:
+    with ProcessPoolExecutor(1) as executor:
+        there = executor.submit(worker_tasks.oom_score).result()
+    assert there == min(1000, worker_tasks.oom_score() + 200)

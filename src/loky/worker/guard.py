@@ -6,7 +6,8 @@ Guarantees, on Linux with /proc:
   group, also while C code holds the GIL. Children that start sessions or groups of their own
   escape;
 - what faulthandler writes while this process dies goes to a file that the parent reads, not to the
-  user's terminal.
+  user's terminal;
+- when memory runs out, the kernel prefers this process to its parent.
 
 Elsewhere the worker notices its parent's end when it next reads its channel.
 """

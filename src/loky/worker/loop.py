@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> None:
     tasks_fd, results_fd, life_fd, fault_fd, *inheritance.numbers[:] = map(int, arguments)
     guard.die_with_parent(life_fd)
     guard.report_faults(fault_fd)
+    guard.be_the_first_to_go()
     line = Line(open_worker_end(tasks_fd, results_fd))
     settings = pickling.loads(line.end.receive_settings())
     nesting.depth = settings["depth"]
