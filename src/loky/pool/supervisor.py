@@ -257,7 +257,6 @@ class Supervisor:
         """See `future.Canceller`."""
         if task is None or self.state >= CLOSED:
             return bool(future.cancelled())
-        sleeper = None
         if self._watch.is_here():
             # A finalizer struck the leader in the middle of its work: it cannot wait for itself.
             self.post(self._cancel, task, kill, None)
