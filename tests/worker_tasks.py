@@ -1,9 +1,11 @@
-"""Functions for `test_worker` and `test_resources` that run in workers: light to import."""
+"""Functions that tests of workers and resources run in workers: light to import."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from typing import Any
 
 
@@ -125,3 +127,35 @@ def itself(value: Any) -> Any:
 def oom_score() -> int:
     with open("/proc/self/oom_score_adj") as file:
         return int(file.read())
+
+
+# ---------------------------------------------------------------------- where stacks are asked for
+
+
+def hold_the_interpreter(path: str) -> int:
+    """Wait in C code without letting other threads run."""
+    import ctypes
+
+    from pool_tasks import announce
+
+    libc = ctypes.PyDLL(None)
+    buffer = ctypes.create_string_buffer(1)
+    announce(path)
+    fd = os.open(path + ".out", os.O_RDWR)
+    try:
+        return int(libc.read(fd, buffer, 1))
+    finally:
+        os.close(fd)
+
+
+def in_a_thread(path: str) -> None:
+    from pool_tasks import pass_through
+
+    thread = threading.Thread(target=pass_through, args=(path,))
+    thread.start()
+    thread.join()
+
+
+def handle_signal(signum: int, handler: Any) -> int:
+    signal.signal(signum, handler)
+    return os.getpid()

@@ -78,6 +78,12 @@ class Process(Protocol):
     def kill(self) -> None:
         """End the process and its group now."""
 
+    def handles(self, signum: int) -> bool | None:
+        """Whether the process has a handler for this signal; ``None`` where nobody can tell."""
+
+    def signal(self, signum: int) -> None:
+        """Send the process, and not its group, a signal. Harmless when it has ended."""
+
     def close(self) -> None:
         """Let go of descriptors. Harmless when repeated."""
 

@@ -58,6 +58,25 @@ class PosixProcess:
             except ProcessLookupError:
                 pass
 
+    def handles(self, signum: int) -> bool | None:
+        try:
+            with open(f"/proc/{self.pid}/status", "rb", buffering=0) as file:
+                _, there, rest = file.read(65536).partition(b"\nSigCgt:")
+        except OSError:  # no /proc, or not for us; or it was reaped
+            return None
+        return bool(int(rest[: rest.index(b"\n")], 16) >> (signum - 1) & 1) if there else None
+
+    def signal(self, signum: int) -> None:
+        if self._exit is not None:
+            return
+        try:
+            if self._pidfd >= 0:  # the number may be another's: others can reap the process
+                signal.pidfd_send_signal(self._pidfd, signum)
+            else:
+                os.kill(self.pid, signum)
+        except ProcessLookupError:
+            pass
+
     def close(self) -> None:
         if self._pidfd >= 0:
             os.close(self._pidfd)

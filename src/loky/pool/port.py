@@ -17,6 +17,14 @@ from ..wire.channel import anonymous_file, open_channel
 from .launcher import Process, launch, lifeline
 from .model import Task, Worker
 
+# The first words of faulthandler's report of a crash. Stacks that were asked for have none such.
+_CRASH = b"Fatal Python error: "
+# How much of a worker's file for faults is looked at, from its end. A thread's stack is cut at a
+# hundred frames, but there may be a hundred threads.
+_FAULT_BYTES = 256 * 1024
+# Past this size it is emptied before more is asked for: the memory is the machine's.
+_FAULT_LIMIT = 1024 * 1024
+
 
 class WorkerSettings:
     """What every worker of a pool is told before its first task, and when that changes."""
@@ -106,6 +114,8 @@ class Port:
         self.news: dict[int, int] = {}
         self.early: tuple[int, float, Any] | None = None  # a reply that came before its task's note
         self._fault_fd = -1
+        # Where in that file the answer to the last request for stacks begins; -1: none was made.
+        self._asked_at = -1
 
     def start(self) -> None:
         """Start the process.
@@ -147,14 +157,53 @@ class Port:
         """Whether the worker knows all that it has to be told. For any thread: changes nothing."""
         return self.told == self.settings.version and not self.settings.has_news()
 
+    def request_stacks(self) -> bool:
+        """Ask the worker for the Python stacks of its threads, without waiting for them.
+
+        A signal without a handler would end the worker: it may be at its very start, the user's
+        code may have taken the handler away, or it may run another program by now.
+
+        Returns
+        -------
+        bool
+            Whether it has been asked. See `stacks` for the answer, which may not come: a stopped
+            process does not answer until it goes on. It is not asked again before it has begun to.
+        """
+        process = self.process
+        if process is None or self._fault_fd < 0 or not protocol.STACKS_SIGNAL:
+            return False
+        handles = process.handles(protocol.STACKS_SIGNAL)
+        if not (self.worker.was_ready if handles is None else handles):
+            return False
+        size = os.fstat(self._fault_fd).st_size
+        if size == self._asked_at:
+            return True
+        if size > _FAULT_LIMIT:
+            os.ftruncate(self._fault_fd, 0)
+            size = 0
+        self._asked_at = size
+        process.signal(protocol.STACKS_SIGNAL)
+        return True
+
+    def stacks(self) -> str:
+        """What the worker has answered so far to the last `request_stacks`."""
+        if self._asked_at < 0:
+            return ""
+        return self._faults(self._asked_at).partition(_CRASH)[0].decode("utf-8", "replace")
+
     def fault_text(self) -> str:
-        """What the worker's faulthandler has written."""
+        """What the worker's faulthandler has written about a crash."""
+        _, crash, rest = self._faults(0).partition(_CRASH)
+        return (crash + rest).decode("utf-8", "replace")
+
+    def _faults(self, start: int) -> bytes:
         if self._fault_fd < 0:
-            return ""
+            return b""
         try:
-            return os.pread(self._fault_fd, 64 * 1024, 0).decode("utf-8", "replace")
+            start = max(start, os.fstat(self._fault_fd).st_size - _FAULT_BYTES)
+            return os.pread(self._fault_fd, _FAULT_BYTES, start)
         except OSError:
-            return ""
+            return b""
 
     def close(self) -> None:
         """Let go of everything. Harmless when repeated."""

@@ -32,10 +32,15 @@ Towards the parent there are *frames* in a stream::
 
 On the stream's way back, only when the worker expects it: one frame with the worker's settings,
 and a byte with a descriptor attached for each TRACKER.
+
+Past all that, for a worker that is busy in C code: the signal `STACKS_SIGNAL`, which it answers by
+writing its Python stacks to the file that it was given for faults.
 """
 
 from __future__ import annotations
 
+# `signal` imports enum, which would cost every worker several ms.
+import _signal  # type: ignore[import-not-found]
 from struct import Struct
 
 TYPE_CHECKING = False  # importing `typing` would cost every worker several ms
@@ -49,6 +54,13 @@ READY, VALUE, PICKLE, ERROR, UNREADABLE, BAD_RESULT, INIT_FAILED, TRACKER = rang
 
 # Of which resource tracker a TRACKER frame speaks, in place of a task id.
 MULTIPROCESSINGS, LOKYS = range(2)
+
+# Asks a worker for its Python stacks; 0 where there is no signal to spare. A real-time one of no
+# known use: programs use the ordinary ones themselves, and glibc the first two of the kernel's 32.
+# Where there are none, SIGURG, which does no harm to a process that has no handler for it.
+STACKS_SIGNAL = (
+    _signal.SIGRTMIN + 9 if hasattr(_signal, "SIGRTMIN") else getattr(_signal, "SIGURG", 0)
+)
 
 _MESSAGE = Struct("<BBHQ")
 _FRAME = Struct("<QB3xIQ")

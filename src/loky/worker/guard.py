@@ -7,6 +7,8 @@ Guarantees, on Linux with /proc:
   escape;
 - what faulthandler writes while this process dies goes to a file that the parent reads, not to the
   user's terminal;
+- the Python stacks of all threads go to that file whenever the parent asks for them by a signal
+  (`protocol.STACKS_SIGNAL`), also while C code holds the GIL;
 - when memory runs out, the kernel prefers this process to its parent.
 
 Elsewhere the worker notices its parent's end when it next reads its channel.
@@ -15,6 +17,8 @@ Elsewhere the worker notices its parent's end when it next reads its channel.
 from __future__ import annotations
 
 import os
+
+from ..wire.protocol import STACKS_SIGNAL
 
 try:
     import fcntl
@@ -54,12 +58,21 @@ def die_with_parent(life_fd: int) -> None:
 
 
 def report_faults(fault_fd: int) -> None:
-    """Send faulthandler's reports to a descriptor, unless the user wants them elsewhere."""
-    if fault_fd < 0 or os.environ.get("PYTHONFAULTHANDLER"):
+    """Send faulthandler's reports to a descriptor: stacks, and crashes too.
+
+    Reports of crashes go there unless the user wants them elsewhere.
+    """
+    if fault_fd < 0:
         return
     import faulthandler
 
-    if not faulthandler.is_enabled():  # -X faulthandler is the user's wish as well
+    if fcntl is not None:
+        # The parent may empty the file; what comes next has to begin at its start then.
+        fcntl.fcntl(fault_fd, fcntl.F_SETFL, os.O_APPEND)
+    if STACKS_SIGNAL and hasattr(faulthandler, "register"):
+        faulthandler.register(STACKS_SIGNAL, fault_fd, all_threads=True, chain=False)
+    # The variable, and -X faulthandler, say that the user wants them on standard error.
+    if not (os.environ.get("PYTHONFAULTHANDLER") or faulthandler.is_enabled()):
         faulthandler.enable(fault_fd, all_threads=True)
 
 
