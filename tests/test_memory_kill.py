@@ -1,0 +1,61 @@
+"""The kernel's out-of-memory killer, in earnest: what it costs, and what the user learns of it.
+
+Each test makes a control group with little memory and runs a pool in it, parent and workers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from control_groups import MemoryGroup
+from rendezvous import run_script
+
+MB = 1_000_000
+
+POOL = """
+{enter}
+import json, os, sys
+sys.path.insert(0, {tests!r})
+import pool_tasks
+from rendezvous import Gate
+from pathlib import Path
+from loky import ProcessPoolExecutor
+
+with Gate(Path({folder!r})) as gate, ProcessPoolExecutor(2) as executor:
+    bystander = executor.submit(pool_tasks.pid_through, gate.path)
+    (bystander_pid,) = gate.arrivals()
+    before = [executor.submit(abs, -n) for n in range(50)]
+    greedy = executor.submit(pool_tasks.hoard)
+    behind = [executor.submit(abs, -n) for n in range(50)]
+    error = greedy.exception()
+    gate.open()
+    print(json.dumps({{
+        "kind": type(error).__name__,
+        "text": str(error),
+        "exitcode": error.exitcode,
+        "victim": error.pid,
+        "bystander": [bystander_pid, bystander.result()],
+        "others": [future.result() for future in before + behind],
+    }}))
+"""
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_the_kernel_ends_the_worker_that_takes_too_much_and_nothing_else_is_lost(
+    tmp_path: Path,
+) -> None:
+    with MemoryGroup(150 * MB) as group:
+        code = POOL.format(
+            enter=group.enter, tests=str(Path(__file__).parent), folder=str(tmp_path)
+        )
+        done = run_script(tmp_path, code)
+    assert done.returncode == 0, f"the parent itself did not survive: {done.stderr}"
+    report = json.loads(done.stdout)
+    assert report["kind"] == "TerminatedWorkerError"
+    assert report["exitcode"] == -9
+    assert "SIGKILL" in report["text"] and "pool_tasks.hoard" in report["text"]
+    started_with, ended_with = report["bystander"]
+    assert started_with == ended_with != report["victim"], "it was not disturbed"
+    assert report["others"] == [*range(50), *range(50)]
