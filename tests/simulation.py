@@ -21,9 +21,11 @@ from typing import Any
 from loky.pool import model
 from loky.pool.model import (
     ASSIGNED,
+    DELAYED,
     DONE,
     DRAINING,
     GONE,
+    HELD,
     KILL,
     PENDING,
     READY,
@@ -33,17 +35,22 @@ from loky.pool.model import (
     SETTLE,
     START,
     STARTING,
+    STOP,
     Broken,
     Cancelled,
+    Control,
     Lost,
     Refused,
     Task,
     Worker,
 )
 from loky.pool.scheduler import Scheduler
+from loky.task_options import NO_OPTIONS, TIMEOUT, TaskOptions
 
 EXIT = "exit"
 RESULT = "result"
+# What a worker replies if a task raised an exception that is worth another attempt.
+RETRIABLE = "retriable"
 
 
 class Process:
@@ -83,13 +90,18 @@ class World:
         self.early: dict[Worker, Any] = {}
         self.cancelled_early: set[Task] = set()  # by the driver, before sending it had begun
         self.endless: set[Task] = set()  # would run for ever: only ending their worker ends them
+        self.stopping: set[Worker] = set()  # were sent SIGTERM and have not ended yet
+        self.running_since: dict[Task, float] = {}  # its present attempt
+        self.held: set[Task] = set()  # raised something, and it is looked at whether to try again
 
     # ------------------------------------------------------------------ users
 
-    def submit(self, count: int = 1) -> list[Task]:
+    def submit(self, count: int = 1, options: TaskOptions | None = None) -> list[Task]:
         new = []
         for _ in range(count):
-            task = Task(len(self.tasks), None, (), {}, None)
+            task = Task(len(self.tasks) + len(self.lent), None, (), {}, None)
+            if options is not None:
+                task.control = Control(options)
             self.tasks.append(task)
             self.reads[task] = 0
             new.append(task)
@@ -145,6 +157,9 @@ class World:
             return
         worker = task.worker
         process = self.processes.get(worker) if worker is not None else None
+        if task in self.held:
+            self._event(self.scheduler.stop, task)
+            return
         if worker is not None and process is not None and process.running is task:
             if self.scheduler.can_recall or worker.line[0] is task:
                 self.endless.add(task)
@@ -184,13 +199,33 @@ class World:
             self.outbox.append((worker, task, task.turn))
         elif what == RECALL:
             assert scheduler.can_recall, "RECALL over a channel that cannot"
-            self._event(scheduler.recalled, worker, self._take_back(worker))
+            self._event(scheduler.recalled, worker, self._take_back(worker), self.now)
         elif what == RETIRE:
             assert not (worker.line or worker.lent), "asked to leave with work to do"
             self.processes[worker].inbox.append(EXIT)
+        elif what == STOP:
+            assert worker.doomed is decision[2]
+            assert decision[2].stop_wanted
+            self.stopping.add(worker)
         else:
             assert what == KILL
             self.processes[worker].alive = False
+
+    def end_stopping(self, worker: Worker) -> None:
+        """A worker that was sent SIGTERM ends, or is killed because its grace is over."""
+        self.stopping.remove(worker)
+        self.die(worker)
+
+    def judge(self, task: Task, *, again: bool) -> None:
+        """It was looked at what the task has raised."""
+        self.held.remove(task)
+        if again:
+            assert task.control is not None
+            task.control.attempts.append(RETRIABLE)
+            self._event(self.scheduler.retry, task, self.now)
+        else:
+            self._settle(task, RESULT)
+            self._event(self.scheduler.over, task)
 
     def apply_all(self) -> bool:
         did = False
@@ -216,6 +251,8 @@ class World:
         ahead = list(worker.line)[: worker.line.index(task)]
         assert all(other.on_wire for other in ahead), "sent in another order than the line's"
         task.on_wire = True
+        if task.control is not None:
+            self.scheduler.sent(worker, task, self.now)
         self.processes[worker].inbox.append(task)
 
     def look_at(self, worker: Worker) -> None:
@@ -230,6 +267,7 @@ class World:
         while process.sent:  # finished results survive their worker
             self._take_in(worker, process.sent.popleft(), dispatch=False)
         unread = self._take_back(worker)
+        self.stopping.discard(worker)
         self._event(self.scheduler.lost, worker, unread, self.now, "exit")
         assert worker.state == GONE
         assert not worker.line
@@ -277,10 +315,16 @@ class World:
         if worker in self.lent:
             self.early[worker] = what
             return
-        task, seconds = what
+        task, seconds, kind = what
+        if worker.line and worker.line[0] is task and worker.doomed is task:
+            return  # whatever it says now, its time was up
         if worker.line and worker.line[0] is task:
-            self._event(scheduler.result, worker, task, self.now, seconds, dispatch=dispatch)
-            self._settle(task, RESULT)
+            if kind == RETRIABLE and len(task.control.attempts) < task.control.options.retries:
+                self.held.add(task)
+                self._event(scheduler.hold, worker, task, self.now, seconds, dispatch=dispatch)
+            else:
+                self._event(scheduler.result, worker, task, self.now, seconds, dispatch=dispatch)
+                self._settle(task, RESULT)
         else:
             assert task in self.settled or self._settlement_decided(task), "a lost result"
 
@@ -317,16 +361,24 @@ class World:
     def _settle(self, task: Task, verdict: Any) -> None:
         assert task not in self.settled, f"{task} settled twice"
         self.settled[task] = verdict
+        attempts = task.control.attempts if task.control is not None else []
         if isinstance(verdict, Cancelled):
-            assert not self.reads[task] or task in self.endless or task.stop_wanted
+            stopped = task in self.endless or task.stop_wanted
+            assert len(attempts) >= self.reads[task] or stopped, "cancelled, but it may have run"
         elif isinstance(verdict, Lost):
             assert self.reads[task] or not self.scheduler.can_recall, "blamed, but never read"
+            if verdict.cause == TIMEOUT:
+                assert task.control is not None
+                assert verdict.worker not in self.processes or not self.alive(verdict.worker)
         elif isinstance(verdict, Refused):
             assert self.scheduler.closing
         elif isinstance(verdict, Broken):
             assert self.scheduler.broken is verdict
         elif verdict == RESULT:
-            assert self.reads[task] == 1
+            assert self.reads[task] <= len(attempts) + 1
+
+    def alive(self, worker: Worker) -> bool:
+        return self.processes[worker].alive
 
     # ------------------------------------------------------------------ workers
 
@@ -342,13 +394,21 @@ class World:
             process.alive = False
             return
         self.reads[task] += 1
-        assert self.reads[task] == 1, "a task ran twice"
+        attempts = task.control.attempts if task.control is not None else []
+        options = task.control.options if task.control is not None else NO_OPTIONS
+        # Where nobody can look into the channel, an attempt is counted that may not have begun.
+        assert self.reads[task] <= len(attempts) + 1, "a task ran twice"
+        assert self.reads[task] == len(attempts) + 1 or not self.scheduler.can_recall
+        assert self.reads[task] <= options.retries + 1, "more attempts than its options allow"
+        self.running_since[task] = self.now
         process.running = task
 
-    def complete(self, worker: Worker, seconds: float) -> None:
+    def complete(self, worker: Worker, seconds: float, *, retriable: bool = False) -> None:
         process = self.processes[worker]
-        assert process.running is not None
-        process.sent.append((process.running, seconds))
+        task = process.running
+        assert task is not None
+        retriable = retriable and task.control is not None
+        process.sent.append((task, seconds, RETRIABLE if retriable else RESULT))
         process.running = None
 
     def die(self, worker: Worker) -> None:
@@ -404,18 +464,29 @@ class World:
         assert scheduler._busy == sum(1 for worker in workers if worker.line)
 
         assert scheduler.outstanding == sum(task.state != DONE for task in self.tasks)
-        assert len(set(scheduler.pending)) == len(scheduler.pending)
-        waiting = {task for task in scheduler.pending if task.state == PENDING}
+        queued = [*scheduler.waiting.first]
+        for level, queue in scheduler.waiting.others.items():
+            assert queue, f"nothing waits at level {level}"
+            assert level < scheduler.waiting._level
+            queued += queue
+        assert len(set(queued)) == len(queued)
+        waiting = {task for task in queued if task.state == PENDING}
         assert waiting == {task for task in self.tasks if task.state == PENDING}
-        assert scheduler._dead_pending == len(scheduler.pending) - len(waiting)
+        assert scheduler.waiting.dead == len(queued) - len(waiting)
+        assert {task for task in scheduler.waiting if task.state == DELAYED} == {
+            task for task in self.tasks if task.state == DELAYED
+        }
         assigned = {task for worker in workers for task in worker.line}
         assert assigned == {task for task in self.tasks if task.state == ASSIGNED}
         for task in self.tasks:
+            assert (task.state == HELD) == (task in self.held)
             assert task.state == DONE or task not in self.settled or task not in self.taken
+            assert task.stop_wanted is None or task.worker is not None or task.state == DONE
             if task.state == DONE:
                 assert task.worker is None
                 assert task in self.settled or self._settlement_decided(task)
 
+        self._check_deadlines()
         if scheduler.broken is not None:
             assert not waiting
             assert not assigned
@@ -431,6 +502,18 @@ class World:
             and not scheduler.decisions
         )
 
+    def _check_deadlines(self) -> None:
+        """A task with a time-out that runs is being watched, or being stopped."""
+        watched = {(number, turn) for _, number, turn, _ in self.scheduler._deadlines._heap}
+        for worker, process in self.processes.items():
+            task = process.running
+            if task is None or task.control is None or not process.alive:
+                continue
+            if task.control.options.timeout is None or not (worker.line and worker.line[0] is task):
+                continue  # what it has finished before is still on its way
+            if task.on_wire and worker.was_ready and task.stop_wanted is None:
+                assert (task.id, task.turn) in watched, "nobody watches its time"
+
     def _start_is_scheduled(self) -> bool:
         return self.scheduler.deadline() is not None
 
@@ -443,6 +526,9 @@ class World:
             for worker in list(self.lent):
                 did = True
                 self.note(worker)
+            for task in list(self.held):
+                did = True
+                self.judge(task, again=True)
             while self.outbox:
                 did = True
                 self.send()
@@ -452,7 +538,10 @@ class World:
                 if process.alive and not process.booted:
                     did = True
                     self.boot(worker)
-                if process.alive and process.running not in (None, *self.endless):
+                if worker in self.stopping:
+                    did = True
+                    self.end_stopping(worker)
+                elif process.alive and process.running not in (None, *self.endless):
                     did = True
                     self.complete(worker, 1e-3)
                 if process.can_read:

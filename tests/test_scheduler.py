@@ -20,6 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from simulation import World
 
+from loky.pool.intensity import (
+    FAILED_STARTS_BASE,
+    FAILED_STARTS_EACH,
+    INTENSITY_BASE,
+    INTENSITY_EACH,
+)
 from loky.pool.model import (
     CANCELLED,
     DRAINING,
@@ -32,6 +38,7 @@ from loky.pool.model import (
     SEND,
     START,
     STARTING,
+    STOP,
     Broken,
     Cancelled,
     Lost,
@@ -40,16 +47,13 @@ from loky.pool.model import (
     Worker,
 )
 from loky.pool.scheduler import (
-    FAILED_STARTS_BASE,
-    FAILED_STARTS_EACH,
-    INTENSITY_BASE,
-    INTENSITY_EACH,
     MAX_AHEAD,
     SLOW_HEAD_SECONDS,
     SLOW_START_SECONDS,
     START_AGAIN_SECONDS,
     Scheduler,
 )
+from loky.task_options import CAUSES, TaskOptions
 
 EFFORT = float(os.environ.get("LOKY_TEST_EFFORT", "1"))
 
@@ -108,6 +112,10 @@ def fed(world: World, sent: bool) -> list[Worker]:
     return [worker for worker, (_, was_sent) in world.lent.items() if was_sent == sent]
 
 
+def id_of(thing: Any) -> int:
+    return int(thing.id)
+
+
 def one_of(things: list[Any], pick: Pick) -> Any:
     return things[pick(len(things))]
 
@@ -115,6 +123,28 @@ def one_of(things: list[Any], pick: Pick) -> Any:
 @action(4, lambda world: world.scheduler.outstanding < 30)
 def submit(world: World, pick: Pick) -> None:
     world.submit((1, 1, 1, 2, 5, 20)[pick(6)])
+
+
+@action(3, lambda world: world.scheduler.outstanding < 30)
+def submit_with_options(world: World, pick: Pick) -> None:
+    options = TaskOptions(
+        timeout=(None, 0.5e-3, 5e-3, 0.1)[pick(4)],
+        retries=(0, 0, 1, 3)[pick(4)],
+        retry_on=(CAUSES, ("crash",), ("timeout",))[pick(3)],
+        backoff=(0.0, 0.0, 1e-3, 5.0)[pick(4)],
+        priority=(0, 0, 1, -1, 5)[pick(5)],
+    )
+    world.submit((1, 1, 3, 8)[pick(4)], options)
+
+
+@action(12, lambda world: world.stopping)
+def end_stopping(world: World, pick: Pick) -> None:
+    world.end_stopping(one_of(sorted(world.stopping, key=id_of), pick))
+
+
+@action(12, lambda world: world.held)
+def judge(world: World, pick: Pick) -> None:
+    world.judge(one_of(sorted(world.held, key=id_of), pick), again=pick(3) != 2)
 
 
 @action(30, lambda world: world.scheduler.lendable())
@@ -179,8 +209,8 @@ def read(world: World, pick: Pick) -> None:
 def complete(world: World, pick: Pick) -> None:
     worker = one_of(RUNNING(world), pick)
     if world.processes[worker].running not in world.endless:
-        odd = pick(8) == 7
-        world.complete(worker, DURATIONS[pick(len(DURATIONS))] if odd else world.usual_duration)
+        seconds = DURATIONS[pick(len(DURATIONS))] if pick(8) == 7 else world.usual_duration
+        world.complete(worker, seconds, retriable=pick(4) == 3)
 
 
 @action(30, SENT)
@@ -501,7 +531,7 @@ def test_recalled_tasks_keep_their_order() -> None:
     world.advance(1.0)
     world.apply_all()
     assert list(worker.line) == tasks[:1]
-    assert list(world.scheduler.pending) == tasks[1:]
+    assert list(world.scheduler.waiting.first) == tasks[1:]
     world.finish()
 
 
@@ -696,7 +726,7 @@ def test_stop_ends_the_worker_of_a_running_task_and_spares_the_rest() -> None:
     world.stop(tasks[0])
     assert world.scheduler.decisions == [(RECALL, worker)]
     world.apply()
-    assert (KILL, worker) in world.scheduler.decisions
+    assert (STOP, worker, tasks[0]) in world.scheduler.decisions
     world.finish()
     assert [world.settled[task] for task in tasks] == [CANCELLED, "result", "result"]
     assert world.scheduler.broken is None
@@ -758,7 +788,7 @@ def test_a_million_cancelled_tasks_do_not_pile_up() -> None:
         task = Task(number, None, (), {}, None)
         scheduler.submit(task)
         scheduler.cancelled(task)
-    assert len(scheduler.pending) <= 2000
+    assert len(scheduler.waiting.first) <= 2000
     assert scheduler.outstanding == 1
 
 
@@ -1032,7 +1062,7 @@ def work_per_event(workers: int, queued: int) -> list[int]:
         scheduler.result(worker, task, 0.0, 1.0)
     scheduler.dispatch(0.0)
     drain()
-    assert len(scheduler.pending) == queued - workers
+    assert len(scheduler.waiting.first) == queued - workers
     _, worker, task = sent[-1]
 
     def submit() -> None:

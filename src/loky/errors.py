@@ -11,6 +11,7 @@ The tree::
     ├── concurrent.futures.process.BrokenProcessPool
     │   └── BrokenProcessPool              the pool is unusable, or one task broke its worker
     │       ├── TerminatedWorkerError      a worker process ended while it ran this task
+    │       │   └── TaskTimeoutError       it was ended: the task's time was up (a TimeoutError)
     │       ├── TaskUnpicklingError        the worker could not rebuild the task
     │       └── ResultUnpicklingError      the parent could not rebuild the result or exception
     ├── ShutdownExecutorError              the executor was shut down
@@ -38,6 +39,15 @@ else:
     from concurrent.futures import BrokenExecutor as _BrokenProcessPool
 
 
+if sys.version_info >= (3, 11):
+    _TimeoutError = TimeoutError
+else:
+    from concurrent.futures import TimeoutError as _FuturesTimeoutError
+
+    class _TimeoutError(_FuturesTimeoutError, TimeoutError):
+        """Both, where they are not yet one."""
+
+
 class BrokenProcessPool(_BrokenProcessPool):
     """The pool cannot go on, or (see the subclasses) one task could not be completed by it."""
 
@@ -61,6 +71,11 @@ class TerminatedWorkerError(BrokenProcessPool):
         How long the task had been running, in seconds.
     fault : str
         What the worker's `faulthandler` wrote while dying; empty if it wrote nothing.
+    stack : str
+        The Python stacks of the worker's threads when it was stopped; empty if it was not, or
+        did not answer.
+    attempts : tuple of BaseException
+        What earlier attempts ended with, if the task was retried.
     """
 
     def __init__(
@@ -72,6 +87,7 @@ class TerminatedWorkerError(BrokenProcessPool):
         exitcode: int | None = None,
         seconds: float | None = None,
         fault: str = "",
+        stack: str = "",
     ) -> None:
         super().__init__(message)
         self.task = task
@@ -79,9 +95,19 @@ class TerminatedWorkerError(BrokenProcessPool):
         self.exitcode = exitcode
         self.seconds = seconds
         self.fault = fault
+        self.stack = stack
+        self.attempts: tuple[BaseException, ...] = ()
 
     def __reduce__(self) -> Any:
         return type(self), self.args, dict(self.__dict__)
+
+
+class TaskTimeoutError(TerminatedWorkerError, _TimeoutError):
+    """A task ran longer than its `timeout`; its worker was ended, with what it had started.
+
+    `stack` shows what the task was doing. A wait that gave up (``future.result(timeout=...)``)
+    raises `TimeoutError` itself instead.
+    """
 
 
 class TaskUnpicklingError(BrokenProcessPool, UnpicklingError):

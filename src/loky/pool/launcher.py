@@ -75,6 +75,9 @@ class Process(Protocol):
     def poll(self) -> ExitInfo | None:
         """How it ended, or ``None`` while it runs. Ends what is left of its group first."""
 
+    def terminate(self) -> None:
+        """Ask the process and its group to end."""
+
     def kill(self) -> None:
         """End the process and its group now."""
 

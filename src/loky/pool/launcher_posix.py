@@ -46,15 +46,21 @@ class PosixProcess:
             self._exit = self._wait()
         return self._exit
 
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
     def kill(self) -> None:
+        self._signal(_KILL)
+
+    def _signal(self, number: int) -> None:
         if self._exit is not None:
             return
         try:
-            os.killpg(self.pid, _KILL)
+            os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
             # Not yet the leader of its group (setsid comes after the fork), or gone.
             try:
-                os.kill(self.pid, _KILL)
+                os.kill(self.pid, number)
             except ProcessLookupError:
                 pass
 

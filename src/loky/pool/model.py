@@ -3,8 +3,8 @@
 Rule 1: records only. Whatever changes them is in `scheduler.py`; the fields that a comment or a
 docstring calls the driver's are the driver's to change.
 
-Rule 2: nothing is imported here but the standard library's data structures: the scheduler, its
-driver, the facade and the simulator all share these records.
+Rule 2: nothing is imported here but plain data: the scheduler, its driver, the facade and the
+simulator all share these records.
 
 Decisions are tuples, the first item says which::
 
@@ -13,6 +13,7 @@ Decisions are tuples, the first item says which::
     (RECALL, worker)           take back what it has not read; answer with `recalled`
     (RETIRE, worker)           ask it to leave; it has nothing to do any more
     (KILL, worker)             end it now, with its process group
+    (STOP, worker, task)       end it politely, because of this task, then as KILL does
     (SETTLE, task, verdict)    the task is over without a result, see the verdicts below
 """
 
@@ -21,10 +22,17 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-START, SEND, RECALL, RETIRE, KILL, SETTLE = range(6)
+from ..task_options import CRASH, TaskOptions
+
+START, SEND, RECALL, RETIRE, KILL, SETTLE, STOP = range(7)
 
 # States of a task. NEW: the scheduler has not seen it, and after an interrupt it never may.
-PENDING, ASSIGNED, DONE, NEW = range(4)
+# DELAYED: it waits, but is not to be handed out yet. HELD: its attempt is over, and the driver has
+# to say whether it was the last, see `Scheduler.hold`.
+PENDING, ASSIGNED, DONE, NEW, DELAYED, HELD = range(6)
+
+# Why a running task is stopped; the causes that tasks can be retried for are `task_options`'.
+CANCEL = "cancel"
 
 # States of a worker.
 STARTING, READY, DRAINING, RETIRING, GONE = range(5)
@@ -49,14 +57,17 @@ class Lost:
         How it ended, as the driver reported it.
     seconds : float
         How long the task had been at the head of the worker's line, in seconds.
+    cause : {"crash", "timeout", "memory"}
+        ``"crash"``: nobody here ended the worker.
     """
 
-    __slots__ = ("exit", "seconds", "worker")
+    __slots__ = ("cause", "exit", "seconds", "worker")
 
-    def __init__(self, worker: Worker, exit: Any, seconds: float) -> None:
+    def __init__(self, worker: Worker, exit: Any, seconds: float, cause: str = CRASH) -> None:
         self.worker = worker
         self.exit = exit
         self.seconds = seconds
+        self.cause = cause
 
 
 class Broken:
@@ -73,12 +84,31 @@ CANCELLED = Cancelled()
 REFUSED = Refused()
 
 
+class Control:
+    """How a task is to be treated, where that is not as all are, and what has become of it.
+
+    Attributes
+    ----------
+    options : TaskOptions
+        What the user wants.
+    attempts : list
+        How earlier attempts ended: a `Lost` each, or whatever the driver reported (an exception).
+    """
+
+    __slots__ = ("attempts", "options")
+
+    def __init__(self, options: TaskOptions) -> None:
+        self.options = options
+        self.attempts: list[Any] = []
+
+
 class Task:
     """A call on its way. The scheduler owns `state`, `worker` and `turn`, the driver the rest."""
 
     __slots__ = (
         "args",
         "cancel_wanted",
+        "control",
         "fn",
         "future",
         "id",
@@ -97,16 +127,18 @@ class Task:
         self.args = args
         self.kwargs = kwargs
         self.future = future
+        self.control: Control | None = None
         self.state = NEW
         self.worker: Worker | None = None
         self.turn = 0  # counts its SEND decisions: of two about the same task, the latest holds
         self.message: Any = None  # pickled, and certainly unread by anybody
         self.on_wire = False  # is in the channel of `worker`; false again without a worker
         self.cancel_wanted = False  # settle as cancelled if it turns out to be unread
-        self.stop_wanted = False  # and end its worker if it turns out to be running
+        self.stop_wanted: str | None = None  # and end its worker if it runs; for this reason
 
     def __repr__(self) -> str:
-        return f"<Task {self.id} {('pending', 'assigned', 'done', 'new')[self.state]}>"
+        state = ("pending", "assigned", "done", "new", "delayed", "held")[self.state]
+        return f"<Task {self.id} {state}>"
 
 
 class Worker:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..task_options import TIMEOUT
 from ..wire import pickling, protocol
 from ..wire.channel import Channel, make_payload
 from .launcher import ExitInfo
@@ -20,9 +21,10 @@ from .model import Broken, Cancelled, Lost, Refused, Task
 class Death:
     """How a worker ended: an `ExitInfo`, or the error that kept it from starting; last words."""
 
-    def __init__(self, exit: ExitInfo | OSError, fault: str) -> None:
+    def __init__(self, exit: ExitInfo | OSError, fault: str = "", stacks: str = "") -> None:
         self.exit = exit
         self.fault = fault
+        self.stacks = stacks  # where it was when it was stopped
 
 
 class InitFailed:
@@ -41,6 +43,12 @@ def name_of(fn: Any) -> str:
         return type(fn).__qualname__
     module = getattr(fn, "__module__", None)
     return name if module in (None, "__main__", "builtins") else f"{module}.{name}"
+
+
+def name_of_task(task: Task) -> str:
+    """A task's name for people: the one it was given, or its function's."""
+    control = task.control
+    return (control.options.name if control is not None else None) or name_of(task.fn)
 
 
 # ---------------------------------------------------------------------- to bytes
@@ -69,7 +77,8 @@ def encode(task: Task, reducers: Any) -> BaseException | None:
         task.message = make_payload(data)
     except BaseException as error:
         return _unpicklable(task, error, reducers)
-    task.args = task.kwargs = None  # a large one need not be held twice
+    if task.control is None or not task.control.options.retries:
+        task.args = task.kwargs = None  # a large one need not be held twice
     return None
 
 
@@ -92,7 +101,7 @@ def _unpicklable(task: Task, error: BaseException, reducers: Any) -> BaseExcepti
         where = ""
     failure = TaskPicklingError(
         "Could not pickle the task to send it to the workers: "
-        f"{name_of(task.fn)}{', ' + where if where else ''}: "
+        f"{name_of_task(task)}{', ' + where if where else ''}: "
         f"{type(error).__name__}: {error}"
     )
     failure.__cause__ = error
@@ -115,7 +124,47 @@ def send_tracker(channel: Channel, which: int) -> None:
 
 def fail(task: Task, error: BaseException) -> None:
     """Settle with an error that arose in the parent."""
-    task.future._settle(None, error)
+    task.future._settle(None, with_history(error, task))
+
+
+def may_retry(task: Task) -> bool:
+    """Whether an exception that the task raised might be worth another attempt."""
+    control = task.control
+    if control is None or len(control.attempts) >= control.options.retries:
+        return False
+    return bool(control.options.exceptions)
+
+
+def retriable(task: Task, payload: Any) -> BaseException | None:
+    """The exception that the task raised if it is to be tried again, else it is settled with it."""
+    error = _rebuild(task, protocol.ERROR, payload)
+    if task.control is not None and isinstance(error, task.control.options.exceptions):
+        return error
+    fail(task, error)
+    return None
+
+
+def with_history(error: BaseException, task: Task) -> BaseException:
+    """Let an exception tell of earlier attempts: in `attempts`, and in its printed form."""
+    control = task.control
+    if control is None or not control.attempts:
+        return error
+    attempts = tuple(
+        attempt if isinstance(attempt, BaseException) else _terminated(attempt, name_of_task(task))
+        for attempt in control.attempts
+    )
+    lines = [
+        f"Attempt {number} of {len(attempts) + 1}: {type(attempt).__name__}: "
+        f"{str(attempt).partition(chr(10))[0]}"
+        for number, attempt in enumerate(attempts, 1)
+    ]
+    try:
+        error.attempts = attempts  # type: ignore[attr-defined]
+    except AttributeError:  # a class with slots, of the user's
+        pass
+    if hasattr(error, "add_note"):
+        error.add_note("\n".join(lines))
+    return error
 
 
 def deliver(task: Task, reply: tuple[int, Any]) -> None:
@@ -125,18 +174,18 @@ def deliver(task: Task, reply: tuple[int, Any]) -> None:
         try:
             result = pickling.loads(payload)
         except BaseException as error:
-            task.future._settle(None, _unreadable(task, "result", error))
+            fail(task, _unreadable(task, "result", error))
         else:
             task.future._settle(result, None)
         return
-    task.future._settle(None, _rebuild(task, kind, payload))
+    fail(task, _rebuild(task, kind, payload))
 
 
 def _unreadable(task: Task, what: str, error: BaseException, text: str = "") -> BaseException:
     from ..errors import RemoteTraceback, ResultUnpicklingError
 
     failure = ResultUnpicklingError(
-        f"The {what} of task {name_of(task.fn)} could not be unpickled in the parent process: "
+        f"The {what} of task {name_of_task(task)} could not be unpickled in the parent process: "
         f"{type(error).__name__}: {error}. The task itself was run; make sure that its {what} can "
         "be rebuilt from its pickle."
     )
@@ -152,7 +201,7 @@ def _rebuild(task: Task, kind: int, payload: Any) -> BaseException:
 
     text, summary, pickled = protocol.unpack_error(payload)
     where, kind_name, message = pickling.loads(summary)
-    name = name_of(task.fn)
+    name = name_of_task(task)
     error: BaseException
     if kind == protocol.UNREADABLE:
         error = TaskUnpicklingError(
@@ -201,11 +250,11 @@ def settle(task: Task, verdict: Any) -> None:
     if isinstance(verdict, Cancelled):
         task.future._settle(None, None, cancel=True)
     else:
-        task.future._settle(None, error_for(verdict, task.fn))
+        fail(task, error_for(verdict, name_of_task(task)))
 
 
-def error_for(verdict: Any, fn: Any = None) -> BaseException:
-    """The exception that tells a user of a verdict."""
+def error_for(verdict: Any, name: str | None = None) -> BaseException:
+    """The exception that tells a user of a verdict; `name` is that of the task."""
     from ..errors import BrokenProcessPool, RemoteTraceback, ShutdownExecutorError
 
     if isinstance(verdict, Refused):
@@ -213,7 +262,7 @@ def error_for(verdict: Any, fn: Any = None) -> BaseException:
             "The executor was shut down with its workers killed before the task could complete."
         )
     if isinstance(verdict, Lost):
-        return _terminated(verdict, fn)
+        return _terminated(verdict, name)
     assert isinstance(verdict, Broken)
     cause = verdict.cause
     if isinstance(cause, Lost):
@@ -234,31 +283,43 @@ def error_for(verdict: Any, fn: Any = None) -> BaseException:
     return broken
 
 
-def _terminated(lost: Lost, fn: Any) -> BaseException:
-    from ..errors import TerminatedWorkerError
+def _terminated(lost: Lost, name: str | None) -> BaseException:
+    from ..errors import TaskTimeoutError, TerminatedWorkerError
 
     death: Death = lost.exit
     if isinstance(death.exit, OSError):
         return TerminatedWorkerError(f"A worker process could not be started: {death.exit}")
     exit = death.exit
-    lines = [
-        "A worker process managed by the executor was unexpectedly terminated"
-        + (f" while it ran the task {name_of(fn)}." if fn is not None else ".")
-    ]
-    lines.append(
-        f"The worker had pid {exit.pid}; the exit codes of the workers are {{{exit}}}"
-        + (f"; the task had been running for {lost.seconds:.3g} s." if fn is not None else ".")
-    )
-    lines.append(_likely_cause(exit))
+    kind = TerminatedWorkerError
+    lines = []
+    if lost.cause == TIMEOUT:
+        kind = TaskTimeoutError
+        lines.append(
+            f"The task {name} had been running for {lost.seconds:.3g} s, longer than its timeout "
+            f"allows. Its worker (pid {exit.pid}) was ended ({exit}) and replaced."
+        )
+        if death.stacks:
+            lines.append(f"This is where it was:\n{death.stacks.rstrip()}")
+    else:
+        lines.append(
+            "A worker process managed by the executor was unexpectedly terminated"
+            + (f" while it ran the task {name}." if name is not None else ".")
+        )
+        lines.append(
+            f"The worker had pid {exit.pid}; the exit codes of the workers are {{{exit}}}"
+            + (f"; the task had been running for {lost.seconds:.3g} s." if name else ".")
+        )
+        lines.append(_likely_cause(exit))
     if death.fault:
         lines.append(f"Its fault handler wrote:\n{death.fault.rstrip()}")
-    return TerminatedWorkerError(
+    return kind(
         "\n".join(lines),
-        task=name_of(fn) if fn is not None else None,
+        task=name,
         pid=exit.pid,
         exitcode=exit.code,
-        seconds=lost.seconds if fn is not None else None,
+        seconds=lost.seconds if name is not None else None,
         fault=death.fault,
+        stack=death.stacks,
     )
 
 

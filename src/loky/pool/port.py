@@ -116,6 +116,7 @@ class Port:
         self._fault_fd = -1
         # Where in that file the answer to the last request for stacks begins; -1: none was made.
         self._asked_at = -1
+        self.last_stacks = ""  # where it was when it was stopped, see `parting`
 
     def start(self) -> None:
         """Start the process.

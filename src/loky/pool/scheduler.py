@@ -14,7 +14,8 @@ Invariants, checked by the tests after every step:
 
 - every submitted task is settled exactly once;
 - a task is in the hands of at most one worker, and is given to another only if it was certainly
-  never read;
+  never read, or if its options allow another attempt;
+- a task whose time was up does not outlive its worker;
 - no worker is given more tasks than its window holds;
 - no more than `max_workers` workers have tasks, but for those that a shrinking left at work;
 - while tasks wait, a worker is alive or starting, or a start is due, or the pool is broken;
@@ -28,15 +29,20 @@ What the decisions and verdicts are stands in `model.py`.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
+from ..task_options import TIMEOUT
+from .deadlines import Deadlines
+from .intensity import Intensity
 from .model import (
     ASSIGNED,
+    CANCEL,
     CANCELLED,
+    DELAYED,
     DONE,
     DRAINING,
     GONE,
+    HELD,
     KILL,
     PENDING,
     READY,
@@ -48,11 +54,13 @@ from .model import (
     SETTLE,
     START,
     STARTING,
+    STOP,
     Broken,
     Lost,
     Task,
     Worker,
 )
+from .waiting import Waiting
 
 # About this much work, in seconds, is kept in a worker's channel ahead of the task it runs: enough
 # to hide the parent's latency (about 0.2 ms a round trip), little enough to recall (DESIGN 5).
@@ -68,14 +76,6 @@ SLOW_HEAD_SECONDS = 2e-3
 # A starting worker keeps the task it was promised this long, or this many times a usual start.
 SLOW_START_SECONDS = 1.0
 SLOW_START_FACTOR = 4.0
-# Deaths outside of tasks: this many within this time break the pool (the restart intensity of an
-# Erlang supervisor, https://www.erlang.org/doc/system/sup_princ.html#maximum-restart-intensity).
-INTENSITY_SECONDS = 10.0
-INTENSITY_BASE = 5
-INTENSITY_EACH = 2
-# This many failed starts with no success in between break it too, however slow they are.
-FAILED_STARTS_BASE = 3
-FAILED_STARTS_EACH = 2
 # The system refused a process: try again after this long. Whoever holds what is lacking
 # (processes, descriptors, memory) may let go of it.
 START_AGAIN_SECONDS = 0.1
@@ -95,8 +95,8 @@ class Scheduler:
     break_on_crash : bool
         Whether the death of any worker breaks the pool, as the standard library has it.
     can_recall : bool
-        Whether the channels can take back unread tasks. Without it windows stay at two, and
-        nothing is given to a worker that is not ready.
+        Whether the channels can take back unread tasks. Without it nothing is sent ahead: of what
+        waits in the channel of a worker that is stopped, nobody could say whether it was read.
     """
 
     def __init__(
@@ -114,16 +114,13 @@ class Scheduler:
         self.break_on_crash = break_on_crash
         self.can_recall = can_recall
         self.decisions: list[tuple[Any, ...]] = []
-        self.pending: deque[Task] = deque()
+        self.waiting = Waiting()
         self.workers: dict[int, Worker] = {}
         self.broken: Broken | None = None
         self.closing = False
         self.killed = False  # by a shutdown: whatever comes in late is refused
         self.outstanding = 0  # submitted and not settled
-        self.aside: deque[Task] = deque()  # waiting too, see `set_aside`
-        self._brought: Task | None = None  # the last that came back from there
         self._assigned = 0  # in some worker's line
-        self._dead_pending = 0  # settled while waiting in `pending`
         self._next_worker = 0
         self._floor = 0  # workers wanted whether or not there is work for them
         self._begun = False
@@ -141,8 +138,8 @@ class Scheduler:
         self._usual_start: float | None = None
         self._look_at: float | None = None  # when to look for slow heads
         self._start_after: float | None = None  # no worker is started before then
-        self._deaths: deque[float] = deque()
-        self._failed_starts = 0
+        self._deadlines = Deadlines()
+        self._intensity = Intensity()
 
     # ------------------------------------------------------------------ what can be asked
 
@@ -162,10 +159,13 @@ class Scheduler:
         """When `tick` should be called at the latest, on the clock of the `now` arguments."""
         at = self._look_at
         again = self._start_after
-        if again is not None and (self.pending or self._live < self._floor):
+        if again is not None and (self.waiting.first or self._live < self._floor):
             at = again if at is None or again < at else at
+        for due in (self._deadlines.next(), self.waiting.due()):
+            if due is not None and (at is None or due < at):
+                at = due
         idle = self._buckets[0]
-        if self.idle_timeout is not None and idle and not self.pending:
+        if self.idle_timeout is not None and idle and not self.waiting.first:
             # The bucket is in the order of becoming idle, so the first is the next to go.
             due = next(iter(idle)).idle_since + self.idle_timeout
             at = due if at is None or due < at else at
@@ -187,43 +187,54 @@ class Scheduler:
         elif self.closing:
             self._settle(task, REFUSED)
         else:
-            task.state = PENDING
-            self.pending.append(task)
+            self.waiting.add(task)
 
     def cancel(self, task: Task) -> None:
         """Settle the task as cancelled if no worker has read it; else leave it alone.
 
         The answer is the SETTLE decision, or its absence once a recall has been answered.
         """
-        if task.state == PENDING:
-            self._dead_pending += 1  # forgotten when it comes up in `pending`
+        if task.state in (PENDING, DELAYED):
+            self.waiting.settled(task)
             self._settle(task, CANCELLED)
         elif task.state == ASSIGNED:
             task.cancel_wanted = True
             self._recall(_worker_of(task))
+        elif task.state == HELD:
+            task.cancel_wanted = True
 
     def cancelled(self, task: Task) -> None:
         """The driver settled a waiting task itself: forget it."""
-        if task.state == PENDING:
+        if task.state in (PENDING, DELAYED):
+            self.waiting.settled(task)
             self._finish(task)
-            self._dead_pending += 1
-            if self._dead_pending > 1000 and self._dead_pending * 2 > len(self.pending):
-                alive = [task for task in self.pending if task.state == PENDING]
-                self._drop_pending()
-                self.pending.extend(alive)
 
-    def stop(self, task: Task) -> None:
-        """Cancel the task even if it runs: its worker is ended, what that had not read goes on."""
+    def stop(self, task: Task, reason: str = CANCEL) -> None:
+        """End the worker that runs the task; what that had not read goes on elsewhere.
+
+        Parameters
+        ----------
+        task : Task
+            If no worker has read it, it is settled as cancelled for the reason `CANCEL`, and left
+            alone for others.
+        reason : {"cancel", "timeout", "memory"}
+            What the task is to be settled for when the worker is gone, or tried again. The first
+            reason holds, but for `CANCEL`.
+        """
         if task.state == ASSIGNED:
             worker = _worker_of(task)
-            task.cancel_wanted = task.stop_wanted = True
+            if reason == CANCEL:
+                task.cancel_wanted = True
+            elif task.stop_wanted is not None:
+                return
+            task.stop_wanted = reason
             if self.can_recall:
                 # First make sure that nothing else is read: the worker may be just about to go on
                 # to its next task, which must not die in this one's place. See `recalled`.
                 self._recall(worker)
             elif worker.line[0] is task and worker.state != RETIRING:
                 self._stop_now(worker, task)
-        else:
+        elif reason == CANCEL:
             self.cancel(task)
 
     def dropped(self, task: Task) -> None:
@@ -240,30 +251,36 @@ class Scheduler:
         """The driver cannot pickle this assigned task now: its worker is free for others."""
         worker = _worker_of(task)
         self._unassign(worker, task)
-        task.state = PENDING
-        if task is self._brought:  # somebody was faster; it keeps its place
-            self._brought = None
-            self.aside.appendleft(task)
-        else:
-            self.aside.append(task)
+        self.waiting.set_aside(task)
         self._after_unassign(worker)
 
-    def may_bring_back(self) -> bool:
-        """Whether `bring_back` would do something."""
-        brought = self._brought
-        return bool(self.aside) and (brought is None or brought.state != PENDING)
+    def sent(self, worker: Worker, task: Task, now: float) -> None:
+        """The driver has put the task into the worker's channel. Needed for those with options."""
+        if worker.was_ready and worker.line[0] is task:
+            self._deadlines.start(task, now)
 
-    def bring_back(self) -> None:
-        """The driver can pickle again: hand out what was set aside.
+    def hold(self, worker: Worker, task: Task, now: float, seconds: float) -> None:
+        """Like `result`, but it may be tried again: `retry` or `over` says what comes of it."""
+        self.result(worker, task, now, seconds)
+        self.outstanding += 1
+        task.on_wire = False
+        task.stop_wanted = None
+        task.state = HELD
 
-        One at a time, as that is how the driver pickles them: were all of them brought back, each
-        slow one would have the rest set aside anew.
-        """
-        while self.may_bring_back():
-            task = self.aside.popleft()
-            if task.state == PENDING:
-                self._brought = task
-                self.pending.appendleft(task)
+    def over(self, task: Task) -> None:
+        """A task that was held is settled."""
+        self._finish(task)
+
+    def retry(self, task: Task, now: float) -> None:
+        """A task that was held is to be tried again; its `control.attempts` say how it went."""
+        if self.broken is not None:
+            self._settle(task, self.broken)
+        elif self.killed:
+            self._settle(task, REFUSED)
+        elif task.cancel_wanted:
+            self._settle(task, CANCELLED)
+        else:
+            self._try_again(task, now)
 
     def result(self, worker: Worker, task: Task, now: float, seconds: float) -> None:
         """The worker finished this task of its line, which took that long to run."""
@@ -290,6 +307,8 @@ class Scheduler:
             self._duration = known + step * 0.2
         self._set_window()
         if line:
+            if line[0].control is not None and line[0].on_wire:
+                self._deadlines.start(line[0], now)
             if worker.state == READY and not worker.recalling:
                 if worker.budget:
                     buckets[len(line)][worker] = None
@@ -313,6 +332,8 @@ class Scheduler:
         worker.was_ready = True
         worker.slow = False
         worker.head_since = worker.idle_since = now
+        if worker.line and worker.line[0].on_wire:
+            self._deadlines.start(worker.line[0], now)
         if worker.state != STARTING:
             return
         worker.state = READY
@@ -322,16 +343,20 @@ class Scheduler:
         took = now - worker.started
         usual = self._usual_start
         self._usual_start = took if usual is None else usual + (took - usual) * 0.3
-        self._failed_starts = 0
+        self._intensity.started()
         if worker.budget == 0:
             self._unlive(worker, DRAINING)
         self._enter_bucket(worker)
 
-    def recalled(self, worker: Worker, unread: list[Task]) -> None:
+    def recalled(self, worker: Worker, unread: list[Task], now: float) -> None:
         """Answer to RECALL: these tasks, in order, were taken back before it read them."""
         worker.recalling = False
+        line = worker.line
+        head = line[0] if line else None
         for task in reversed(unread):
             self._take_back(worker, task)
+        if line and line[0] is not head and worker.was_ready:
+            self._deadlines.start(line[0], now)  # it read this one while we took back others
         # What is left has been read. All but the last of it is finished, its results on the way.
         if worker.line and worker.line[-1].stop_wanted and worker.state != RETIRING:
             self._stop_now(worker, worker.line[-1])
@@ -370,19 +395,22 @@ class Scheduler:
         breaks = self.break_on_crash and state != RETIRING and self.broken is None
         if culprit is not None:
             self._unassign(worker, culprit)
-            if culprit.stop_wanted:
+            if culprit.stop_wanted is not None:
+                lost.cause = culprit.stop_wanted
+            if lost.cause == CANCEL:
                 self._settle(culprit, CANCELLED)
             elif breaks:
-                culprit.state = PENDING
-                self.pending.appendleft(culprit)  # shares the verdict of all others
-            else:
+                self.waiting.put_back(culprit)  # shares the verdict of all others
+            elif not self._retried(culprit, lost, now):
                 self._settle(culprit, lost)
         if state == RETIRING or self.broken is not None:
             return
         if breaks:
             self.break_(Broken("a worker process ended", lost))
         elif culprit is None:
-            self._count_death(state, now, lost)
+            reason = self._intensity.too_many(self.max_workers, now, starting=state == STARTING)
+            if reason is not None:
+                self.break_(Broken(reason, lost))
 
     def start_failed(self, worker: Worker, now: float, exit: Any = None) -> None:
         """No process could be made for it; `exit` says why and is passed on in the verdict.
@@ -435,8 +463,8 @@ class Scheduler:
             self._settle_everything(REFUSED)
             self._kill_everybody()
         elif cancel:
-            waiting = [task for task in (*self.pending, *self.aside) if task.state == PENDING]
-            self._drop_pending()
+            waiting = list(self.waiting)
+            self.waiting.clear()
             for task in waiting:
                 self._settle(task, CANCELLED)
             for worker in self.workers.values():
@@ -457,11 +485,14 @@ class Scheduler:
         if self._look_at is not None and now >= self._look_at:
             self._look_at = None
             self._look_for_slow_heads(now)
+        for task in self._deadlines.expired(now):
+            self.stop(task, TIMEOUT)
+        self.waiting.end_delays(now)
         if self._start_after is not None and now >= self._start_after:
             self._start_after = None  # `dispatch` starts who is needed
         if self.idle_timeout is not None:
             idle = self._buckets[0]
-            while idle and not self.pending:
+            while idle and not self.waiting.first:
                 worker = next(iter(idle))
                 if now < worker.idle_since + self.idle_timeout:
                     break
@@ -483,7 +514,7 @@ class Scheduler:
     def lendable(self) -> Worker | None:
         """An idle worker that a submitter may send a task to by itself, if there is one."""
         idle = self._buckets[0]
-        if not idle or self.pending or self.closing or self._busy >= self.max_workers:
+        if not idle or self.waiting.first or self.closing or self._busy >= self.max_workers:
             return None
         worker = next(reversed(idle))
         return worker if worker.budget < 0 else None
@@ -523,8 +554,9 @@ class Scheduler:
         """Hand out what can be handed out, start who is needed. Call it after every event."""
         if self.broken is not None:
             return
-        pending = self.pending
-        if pending or self._live < self._floor:
+        waiting = self.waiting
+        pending = waiting.first
+        if pending or waiting.others or self._live < self._floor:
             self._ensure_workers(now)
         buckets = self._buckets
         low = 1
@@ -533,11 +565,13 @@ class Scheduler:
         share = len(pending) // max(1, self._live) - 1
         run = 0
         worker: Any = None
-        while pending:
+        while pending or waiting.others:
+            if waiting.others:
+                pending = waiting.serve()
             task = pending[0]
             if task.state != PENDING:  # cancelled while it waited
                 pending.popleft()
-                self._dead_pending -= 1
+                waiting.dead -= 1
                 continue
             if run:
                 run -= 1
@@ -596,10 +630,8 @@ class Scheduler:
 
     def _set_window(self) -> None:
         seconds = self._duration
-        if seconds is None or seconds > AHEAD_WORTH_SECONDS:
+        if seconds is None or seconds > AHEAD_WORTH_SECONDS or not self.can_recall:
             self._window = 1
-        elif not self.can_recall:
-            self._window = 2
         elif seconds * MAX_AHEAD <= AHEAD_SECONDS:
             self._window = 1 + MAX_AHEAD
         else:
@@ -662,7 +694,31 @@ class Scheduler:
         """End the worker that runs this task, which is settled when the worker is gone."""
         worker.doomed = task
         self._unlive(worker, RETIRING)
-        self.decisions.append((KILL, worker))
+        self.decisions.append((STOP, worker, task))
+
+    def _retried(self, task: Task, lost: Lost, now: float) -> bool:
+        """Have the task tried again if its options say so; whether they do."""
+        control = task.control
+        if control is None:
+            return False
+        options = control.options
+        done = len(control.attempts)
+        if self.killed or done >= options.retries or lost.cause not in options.retry_on:
+            return False
+        control.attempts.append(lost)
+        self._try_again(task, now)
+        return True
+
+    def _try_again(self, task: Task, now: float) -> None:
+        control = task.control
+        assert control is not None
+        task.stop_wanted = None
+        task.cancel_wanted = False
+        delay = control.options.delay(len(control.attempts))
+        if delay > 0:
+            self.waiting.delay(task, now + delay)
+        else:
+            self.waiting.put_back(task)
 
     def _unassign(self, worker: Worker, task: Task) -> None:
         self._buckets[len(worker.line)].pop(worker, None)
@@ -683,8 +739,8 @@ class Scheduler:
         if task.cancel_wanted:
             self._settle(task, CANCELLED)
         else:
-            task.state = PENDING
-            self.pending.appendleft(task)
+            task.stop_wanted = None  # it has not run at all
+            self.waiting.put_back(task)
 
     def _after_unassign(self, worker: Worker) -> None:
         """Put a worker whose line became shorter where it belongs now."""
@@ -713,23 +769,6 @@ class Scheduler:
                     worker.slow = True
                     self._recall(worker)
 
-    def _count_death(self, state: int, now: float, lost: Lost) -> None:
-        deaths = self._deaths
-        deaths.append(now)
-        while deaths[0] < now - INTENSITY_SECONDS:
-            deaths.popleft()
-        if state == STARTING:
-            self._failed_starts += 1
-        if self._failed_starts >= max(FAILED_STARTS_BASE, FAILED_STARTS_EACH * self.max_workers):
-            reason = f"{self._failed_starts} workers in a row ended while starting"
-            self.break_(Broken(reason, lost))
-        elif len(deaths) > INTENSITY_BASE + INTENSITY_EACH * self.max_workers:
-            reason = (
-                f"{len(deaths)} workers ended while starting or idle within "
-                f"{INTENSITY_SECONDS:g} seconds"
-            )
-            self.break_(Broken(reason, lost))
-
     def _finish(self, task: Task) -> None:
         task.state = DONE
         task.worker = None
@@ -739,13 +778,9 @@ class Scheduler:
         self._finish(task)
         self.decisions.append((SETTLE, task, verdict))
 
-    def _drop_pending(self) -> None:
-        self.pending.clear()
-        self._dead_pending = 0
-
     def _settle_everything(self, verdict: Any) -> None:
-        waiting = [task for task in (*self.pending, *self.aside) if task.state == PENDING]
-        self._drop_pending()
+        waiting = list(self.waiting)
+        self.waiting.clear()
         for worker in self.workers.values():
             self._buckets[len(worker.line)].pop(worker, None)
             waiting += worker.line

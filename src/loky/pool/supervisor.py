@@ -33,13 +33,17 @@ from ..future import PENDING as FUTURE_PENDING
 from ..future import RUNNING as FUTURE_RUNNING
 from ..future import Future, Sleepers
 from ..options import PoolOptions
+from ..task_options import NO_OPTIONS, TIMEOUT, TaskOptions
 from ..wire import pickling, protocol
 from . import lifetime, outcome
 from .lending import Lending
 from .model import (
     ASSIGNED,
+    DELAYED,
     DONE,
+    HELD,
     KILL,
+    PENDING,
     READY,
     RECALL,
     REFUSED,
@@ -47,18 +51,17 @@ from .model import (
     SEND,
     SETTLE,
     START,
+    STOP,
     Broken,
+    Control,
     Task,
     Worker,
 )
+from .parting import Parting
 from .poller import open_poller
 from .port import Port, WorkerSettings
 from .scheduler import Scheduler
 from .watch import TICK, Watch
-
-# A worker that was asked to leave and has nothing to do is ended after this many seconds: its exit
-# handlers, or threads that a task left running, may never finish.
-LEAVE_SECONDS = 10.0
 
 # Without a descriptor that shows a process's end (no pidfd), how often to ask, in seconds.
 UNWATCHED_SECONDS = 0.05
@@ -103,7 +106,7 @@ class Supervisor:
         self._untold: list[Future[Any]] = []  # settled, and somebody waits
         self._endings: deque[tuple[Callable[..., None], Any, Any]] = deque()  # to be told to users
         self._cancels: list[tuple[Task, Any]] = []
-        self._leaving: dict[Port, float] = {}  # asked to leave; when to lose patience
+        self._parting = Parting()
         self._ports: dict[int, Port] = {}
         self._unwatched: dict[Port, None] = {}  # whose end shows on no descriptor
         self._encoding: Task | None = None  # is being pickled by code of the user's
@@ -117,13 +120,23 @@ class Supervisor:
 
     # ------------------------------------------------------------------ from any thread
 
-    def submit(self, future: Future[Any], fn: Any, args: Any, kwargs: Any) -> None:
+    def submit(
+        self,
+        future: Future[Any],
+        fn: Any,
+        args: Any,
+        kwargs: Any,
+        options: TaskOptions | None = None,
+    ) -> None:
         """Take a call in. The append is the one step that counts; the rest may be interrupted."""
         task = Task(next(self.ids), fn, args, kwargs, future)
+        if options is not None:
+            task.control = Control(options)
         future._task = task
         future._pool = self
         try:
-            if self._asleep and self._lending.feed(task, self._fed):
+            # The leader has to know at once of a task whose time it is to watch.
+            if self._asleep and options is None and self._lending.feed(task, self._fed):
                 return
             self._inbox.append(task)
             if self._asleep:
@@ -320,6 +333,7 @@ class Supervisor:
     def _lead(self) -> None:
         """Watch and work until the pool is closed or somebody else has taken over."""
         scheduler = self.scheduler
+        waiting = scheduler.waiting
         inbox = self._inbox
         poller = self._poller
         lending = self._lending
@@ -332,8 +346,8 @@ class Supervisor:
                 else:
                     event[0](*event[1:])
                 event = None  # this frame lives as long as the pool: it must keep no task alive
-            if scheduler.aside and self._encoding is None:
-                scheduler.bring_back()
+            if waiting.aside and self._encoding is None:
+                waiting.bring_back()
             scheduler.dispatch(now)
             if scheduler.decisions:
                 self._apply(now)
@@ -349,7 +363,7 @@ class Supervisor:
                 self._close()
                 return
             timeout = 0.0 if self._endings or scheduler.decisions else self._timeout()
-            if scheduler.aside and self._encoding is None and scheduler.may_bring_back():
+            if waiting.aside and self._encoding is None and waiting.may_bring_back():
                 timeout = 0.0
             lending.offer()
             self._asleep = True
@@ -369,8 +383,8 @@ class Supervisor:
             due = scheduler.deadline()
             if due is not None and due <= now:
                 scheduler.tick(now)
-            if self._leaving:
-                self._lose_patience(now)
+            if self._parting:
+                self._parting.act(now)
             if self._unwatched:
                 for port in list(self._unwatched):
                     self._reap(port, now)
@@ -378,18 +392,13 @@ class Supervisor:
     def _timeout(self) -> float | None:
         """How long the poller may wait, in seconds."""
         due = self.scheduler.deadline()
-        for impatient in self._leaving.values():
-            due = impatient if due is None or impatient < due else due
-        if self._unwatched and (self.scheduler.outstanding or self._leaving):
+        if self._parting:
+            step = self._parting.next()
+            due = step if due is None or (step is not None and step < due) else due
+        if self._unwatched and (self.scheduler.outstanding or self._parting):
             due = min(due or inf, monotonic() + UNWATCHED_SECONDS)
         # Bounded: a system's clock cannot count as far as a user may write.
         return None if due is None else min(max(0.0, due - monotonic()), LONGEST_SECONDS)
-
-    def _lose_patience(self, now: float) -> None:
-        for port, due in list(self._leaving.items()):
-            if due <= now and port.process is not None:
-                self._leaving[port] = now + LEAVE_SECONDS
-                port.process.kill()
 
     # ------------------------------------------------------------------ what comes in
 
@@ -423,11 +432,34 @@ class Supervisor:
                 task = line[0]
                 if port.news:
                     port.answered(task_id)
-                scheduler.result(worker, task, now, seconds)
-                self._end(task, kind, payload)
+                if worker.doomed is task:
+                    continue  # what it says now is an answer to SIGTERM
+                if task.control is None:
+                    scheduler.result(worker, task, now, seconds)
+                    self._end(task, kind, payload)
+                elif kind == protocol.ERROR and outcome.may_retry(task):
+                    scheduler.hold(worker, task, now, seconds)
+                    self._endings.append((self._judge, task, payload))
+                else:
+                    scheduler.result(worker, task, now, seconds)
+                    self._end(task, kind, payload)
             elif worker.lent:  # faster than the submitter's note, see `_fed`
                 port.early = (kind, seconds, payload)
             # Else it was settled already, by a shutdown for instance.
+
+    def _judge(self, task: Task, payload: Any) -> None:
+        """User code's side: whether an exception that the task raised is worth another attempt."""
+        error = outcome.retriable(task, payload)
+        if error is None:
+            self.post(self.scheduler.over, task)
+        else:
+            self.post(self._retry, task, error)
+
+    def _retry(self, task: Task, error: BaseException) -> None:
+        assert task.control is not None
+        task.control.attempts.append(error)
+        task.future._state = FUTURE_PENDING
+        self.scheduler.retry(task, monotonic())
 
     def _fed(self, task: Task, steps: list[Any], now: float) -> None:
         """A submitter's note: it took a worker and, if there are two steps, sent it the task."""
@@ -477,14 +509,19 @@ class Supervisor:
         while data := port.channel.receive(port.reader.expected()):
             self._take_in(port, data, now)
         unread = self._take_back(port)
-        self.scheduler.lost(port.worker, unread, now, outcome.Death(exit, port.fault_text()))
+        line = list(port.worker.line)
+        death = outcome.Death(exit, port.fault_text(), port.last_stacks)
+        self.scheduler.lost(port.worker, unread, now, death)
+        for task in line:
+            if task.state in (PENDING, DELAYED):  # goes elsewhere, or is tried again
+                task.future._state = FUTURE_PENDING
         self._forget(port)
 
     def _forget(self, port: Port) -> None:
         self._poller.remove(port.channel.fileno())
         if port.process is not None:
             self._poller.remove(port.process.fileno())
-        self._leaving.pop(port, None)
+        self._parting.forget(port)
         self._unwatched.pop(port, None)
         self._ports.pop(port.worker.id, None)
         port.close()
@@ -523,12 +560,18 @@ class Supervisor:
                 elif what == RECALL:
                     port = decision[1].port
                     if port is not None:
-                        scheduler.recalled(decision[1], self._take_back(port))
+                        scheduler.recalled(decision[1], self._take_back(port), now)
                 elif what == RETIRE:
                     self._retire(decision[1], now)
-                elif what == KILL and decision[1].port is not None:
-                    decision[1].port.process.kill()
-                    self._leaving.setdefault(decision[1].port, now + LEAVE_SECONDS)
+                elif decision[1].port is None:
+                    pass
+                elif what == KILL:
+                    self._parting.kill(decision[1].port, now)
+                elif what == STOP:
+                    task = decision[2]
+                    options = task.control.options if task.control is not None else NO_OPTIONS
+                    stacks = task.stop_wanted == TIMEOUT
+                    self._parting.stop(decision[1].port, now, options.kill_grace, stacks=stacks)
             scheduler.dispatch(now)
 
     def _start(self, worker: Worker, now: float) -> None:
@@ -558,7 +601,7 @@ class Supervisor:
             port.process.kill()  # it has run nothing of the user's: no need to let it finish
         else:
             port.channel.send(protocol.EXIT, 0, None, b"")
-        self._leaving[port] = now + LEAVE_SECONDS
+        self._parting.leave(port, now)
 
     def _break(self, reason: str, cause: Any) -> None:
         self.scheduler.break_(Broken(reason, cause))
@@ -570,6 +613,9 @@ class Supervisor:
             worker = task.worker
             if task.state == DONE or (worker is not None and worker.doomed is task):
                 continue  # the future's end wakes them
+            if task.state == HELD:  # being judged: the verdict will be one or the other
+                self._cancels.append((task, sleeper))
+                continue
             try:
                 sleeper.release()
             except RuntimeError:
@@ -654,6 +700,8 @@ class Supervisor:
             return
         task.on_wire = True
         task.message = None
+        if task.control is not None:
+            self.scheduler.sent(worker, task, monotonic())
         if worker.state == READY and worker.line[0] is task:
             task.future._state = FUTURE_RUNNING
 
@@ -682,7 +730,7 @@ class Supervisor:
         self.scheduler.broken = Broken(f"internal error: {error!r}", error)
         self.state = CLOSED
         tasks = [event for event in self._inbox if type(event) is Task]
-        tasks += self.scheduler.pending
+        tasks += self.scheduler.waiting
         for port in list(self._ports.values()):
             tasks += port.worker.line
             if port.process is not None:
