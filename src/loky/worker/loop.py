@@ -97,40 +97,45 @@ def serve(line: Line) -> None:
             return
         if kind == protocol.EXIT:
             return
-        reply, data, seconds = run(payload, prefix)
+        reply, data, seconds, used = run(payload, prefix)
         payload = None  # frees a large one before waiting for the next
         if line.forked:  # this is a child that the task made and let return: not ours to answer
             os._exit(0)
         line.send(reply, task_id, data, seconds)
-        del data
+        del data, used
 
 
-def run(payload: memoryview | bytearray | None, prefix: memoryview) -> tuple[int, bytes, float]:
-    """Unpickle a task, call it, pickle what comes of it: kind of reply, payload, seconds."""
+def run(
+    payload: memoryview | bytearray | None, prefix: memoryview
+) -> tuple[int, bytes, float, object]:
+    """Unpickle a task, call it, pickle what comes of it: kind of reply, payload, seconds.
+
+    And what it used, to be let go of once the reply is sent: a finalizer that kills this process
+    then must not take a finished result with it.
+    """
     if payload is None:
         error = MemoryError("no memory or no descriptor left to receive the task's arguments")
-        return protocol.UNREADABLE, _pack(error, "unpickling the task"), 0.0
+        return protocol.UNREADABLE, _pack(error, "unpickling the task"), 0.0, None
     try:
         if prefix:
             compat.update(pickling.loads(prefix))
-        fn, args, kwargs = pickling.loads(payload)
+        fn, args, kwargs = used = pickling.loads(payload)
     except BaseException as error:
-        return protocol.UNREADABLE, _pack(error, "unpickling the task"), 0.0
+        return protocol.UNREADABLE, _pack(error, "unpickling the task"), 0.0, None
     start = perf_counter()
     try:
         value = fn(*args, **kwargs)
     except BaseException as error:
         seconds = perf_counter() - start
-        return protocol.ERROR, _pack(error, ""), seconds
+        return protocol.ERROR, _pack(error, ""), seconds, used
     seconds = perf_counter() - start
-    del fn, args, kwargs
     try:
         if pickling.is_plain(value):
-            return protocol.VALUE, pickling.dumps_plain(value), seconds
-        return protocol.PICKLE, pickling.dumps_result(value), seconds
+            return protocol.VALUE, pickling.dumps_plain(value), seconds, used
+        return protocol.PICKLE, pickling.dumps_result(value), seconds, used
     except BaseException as error:
         where = pickling.where_it_fails(value, "result", pickling.dumps_result)
-        return protocol.BAD_RESULT, _pack(error, where), seconds
+        return protocol.BAD_RESULT, _pack(error, where), seconds, used
 
 
 def _initialize(line: Line, pickler: str | None, initializer: bytes | None) -> bool:
