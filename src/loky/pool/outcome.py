@@ -189,7 +189,12 @@ def _unreadable(task: Task, what: str, error: BaseException, text: str = "") -> 
         f"{type(error).__name__}: {error}. The task itself was run; make sure that its {what} can "
         "be rebuilt from its pickle."
     )
-    failure.__cause__ = RemoteTraceback(text) if text else error
+    if not text:
+        import traceback
+
+        text = "".join(traceback.format_exception(error))
+        failure.__context__ = error.with_traceback(None)  # for whoever wants more than its text
+    failure.__cause__ = RemoteTraceback(text)
     return failure
 
 
