@@ -108,6 +108,17 @@ class Unloadable:
 # ---------------------------------------------------------------------- ways to die
 
 
+class CrashesWhenCollected:
+    """Ends the process that collects it, but for the one that made it."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.pid:
+            os._exit(3)
+
+
 def no_core() -> None:
     """No core file is to be written, wherever the tests run."""
     import resource

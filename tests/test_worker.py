@@ -398,12 +398,16 @@ with ProcessPoolExecutor(1, context="spawn") as executor:
     assert run(tmp_path, code) == "imported\n" * 2
 
 
-@pytest.mark.parametrize("kind", ["name", "object"])
 @pytest.mark.parametrize("option", ["context", "mp_context"])
-def test_fork_is_refused(kind: str, option: str) -> None:
-    context: Any = "fork" if kind == "name" else multiprocessing.get_context("fork")
+def test_fork_is_refused(option: str) -> None:
     with pytest.raises(ValueError, match="fork"):
-        ProcessPoolExecutor(1, **{option: context})
+        ProcessPoolExecutor(1, **{option: multiprocessing.get_context("fork")})
+    with (
+        pytest.warns(UserWarning, match="fork") as caught,
+        pytest.raises(ValueError, match=r"'fork'.*'loky', .*'spawn', 'forkserver'"),
+    ):
+        ProcessPoolExecutor(1, **{option: "fork"})
+    assert caught[0].filename == __file__
 
 
 def test_an_unknown_context_is_refused() -> None:

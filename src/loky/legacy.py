@@ -28,7 +28,23 @@ __all__ = [
     "TerminatedWorkerError",
 ]
 
-EXTRA_QUEUED_CALLS = 1
+EXTRA_QUEUED_CALLS = 1  # has no effect: there is no queue that workers share
+process_pool_executor_at_exit = None  # nor has this: `pool.lifetime` sees to the exit
+
+# What the module of old had imported, and callers have got used to import from there.
+_ELSEWHERE = {
+    "InvalidStateError": "concurrent.futures",
+    "LOGGER": "concurrent.futures._base",
+    "Queue": "loky.backend.queues",
+    "SimpleQueue": "loky.backend.queues",
+    "cpu_count": "loky.cpu",
+    "get_context": "loky.backend",
+    "get_exitcodes_terminated_worker": "loky.backend.utils",
+    "get_loky_pickler_name": "loky.wire.picklers",
+    "kill_process_tree": "loky.backend.utils",
+    "set_loky_pickler": "loky.wire.picklers",
+    "wait": "multiprocessing.connection",
+}
 
 
 def _rebuild_exc(error: BaseException, tb: str) -> BaseException:
@@ -62,4 +78,8 @@ class _ExceptionWithTraceback:
 def __getattr__(name: str) -> Any:
     if name == "_CURRENT_DEPTH":
         return nesting.depth
+    if name in _ELSEWHERE:
+        from importlib import import_module
+
+        return getattr(import_module(_ELSEWHERE[name]), name)
     raise AttributeError(name)

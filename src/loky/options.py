@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -132,7 +133,8 @@ def check_max_workers(value: Any) -> int:
         raise TypeError(f"max_workers must be a whole number, got {value!r}")
     number = int(value.__index__())
     if number <= 0:
-        raise ValueError(f"max_workers must be greater than 0, got {number}")
+        # Word for word what callers compare with; what was given can be seen in the call.
+        raise ValueError("max_workers must be greater than 0")
     return number
 
 
@@ -174,12 +176,16 @@ def _initargs(value: Any) -> tuple[Any, ...]:
 
 def _start_method(context: Any) -> str:
     if context is None:
-        return "loky"
+        # Whoever has set a default for executors has imported that module to do so.
+        backend = sys.modules.get("loky.backend.context")
+        context = (backend and backend.get_start_method()) or "loky"
     method = context if isinstance(context, str) else None
     if method is None:
         getter = getattr(context, "get_start_method", None)
         method = getter() if callable(getter) else None
     if method == "fork":
+        if method is context:  # by name: callers are used to a warning from making the context
+            warnings.warn("The start method 'fork' must not be used with loky.", stacklevel=4)
         raise ValueError(
             "the start method 'fork' is not supported: locks and threads of libraries do not "
             f"survive it. Accepted: {', '.join(map(repr, START_METHODS))}"

@@ -14,8 +14,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from . import backend as _backend  # noqa: F401  # has multiprocessing know "loky"
 from . import nesting
 from .future import Future
 from .mapping import check_arguments, start_map
@@ -153,6 +154,7 @@ class ProcessPoolExecutor(Executor):
         timeout: float | None = None,
         chunksize: int = 1,
         buffersize: int | None = None,
+        **ignored: Any,
     ) -> Iterator[T]:
         """Call `fn` with the items of the iterables, taken together, in the workers.
 
@@ -170,6 +172,8 @@ class ProcessPoolExecutor(Executor):
         buffersize : int, optional
             How many tasks may be submitted ahead of the result that is being waited for, so that
             endless or huge inputs are consumed as results are taken. Default: all at once.
+        **ignored
+            Any other keyword is ignored, with a warning.
 
         Returns
         -------
@@ -183,6 +187,15 @@ class ProcessPoolExecutor(Executor):
         ShutdownExecutorError, BrokenProcessPool, RuntimeError
             As for `submit`.
         """
+        if ignored:
+            import warnings
+
+            warnings.warn(
+                f"map ignores the keyword arguments {', '.join(map(repr, ignored))}. It knows "
+                "'timeout', 'chunksize' and 'buffersize'; arguments for the function belong into "
+                "it, by functools.partial for instance.",
+                stacklevel=2,
+            )
         timeout, chunksize, buffersize = check_arguments(fn, timeout, chunksize, buffersize)
         return start_map(self._submit_many, fn, iterables, timeout, chunksize, buffersize)
 
@@ -248,6 +261,17 @@ class ProcessPoolExecutor(Executor):
         if max_workers != self._max_workers:
             self._max_workers = max_workers
             self._pool.resize(max_workers)
+
+    if not TYPE_CHECKING:  # else type checkers would believe in every name
+
+        def __getattr__(self, name: str) -> Any:
+            # Private names of old, for callers only.
+            if name.startswith("_") and not name.startswith("__"):
+                from .attributes import ATTRIBUTES
+
+                if name in ATTRIBUTES:
+                    return ATTRIBUTES[name](self)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def _open(self) -> bool:

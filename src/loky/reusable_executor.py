@@ -111,12 +111,38 @@ def get_reusable_executor(
 class _ReusablePoolExecutor(ProcessPoolExecutor):
     """The executor that `get_reusable_executor` hands out."""
 
-    executor_id = -1
+    # The order of the positional arguments is not the one of `ProcessPoolExecutor`.
+    _POSITIONAL = (
+        "max_workers",
+        "context",
+        "timeout",
+        "executor_id",
+        "job_reducers",
+        "result_reducers",
+        "initializer",
+        "initargs",
+        "env",
+    )
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, executor_id: int = 0, **options: Any) -> None:
+        lock = options.pop("submit_resize_lock", None)
+        if arguments and hasattr(arguments[0], "acquire"):  # loky 3.6 had it as first argument
+            lock, arguments = arguments[0], arguments[1:]
+        if len(arguments) > len(self._POSITIONAL):
+            raise TypeError(
+                f"{type(self).__name__} takes at most {len(self._POSITIONAL)} positional "
+                f"arguments, got {len(arguments)}"
+            )
+        named = dict(zip(self._POSITIONAL, arguments, strict=False))
+        self.executor_id = named.pop("executor_id", executor_id)
         # joblib holds this while it shuts an executor down and removes what it has left behind.
-        self._submit_resize_lock = threading.RLock()
-        super().__init__(*arguments, **options)
+        self._submit_resize_lock = lock or threading.RLock()
+        super().__init__(**named, **options)
+
+    @property
+    def queue_size(self) -> int:
+        """How many tasks might be on their way to workers at a time. Limits nothing here."""
+        return 2 * max(_default_workers(), self._max_workers) + 1
 
     @classmethod
     def get_reusable_executor(
@@ -129,7 +155,7 @@ class _ReusablePoolExecutor(ProcessPoolExecutor):
         **options: Any,
     ) -> tuple[_ReusablePoolExecutor, bool]:
         """The executor, and whether it was there before."""
-        global _executor, _executor_kwargs, _next_executor_id
+        global _executor, _executor_kwargs
         if reuse not in (True, False, "auto"):
             raise ValueError(f"reuse must be True, False or 'auto', got {reuse!r}")
         if max_workers is not None:
@@ -144,9 +170,7 @@ class _ReusablePoolExecutor(ProcessPoolExecutor):
                 return old, True
             if max_workers is None and reuse is True and old is not None:
                 max_workers = old._max_workers
-            new = cls(max_workers, **kwargs)
-            new.executor_id = _next_executor_id
-            _next_executor_id += 1
+            new = cls(max_workers=max_workers, executor_id=_get_next_executor_id(), **kwargs)
             _executor, _executor_kwargs = new, kwargs
         if old is not None and old._open:
             if kill_workers:
@@ -158,6 +182,14 @@ class _ReusablePoolExecutor(ProcessPoolExecutor):
 
 def _fits(reuse: bool | str, kwargs: dict[str, Any]) -> bool:
     return reuse is True or (reuse == "auto" and kwargs == _executor_kwargs)
+
+
+def _get_next_executor_id() -> int:
+    global _next_executor_id
+    with _executor_lock:
+        number = _next_executor_id
+        _next_executor_id += 1
+        return number
 
 
 def _default_workers() -> int:

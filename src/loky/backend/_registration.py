@@ -9,9 +9,11 @@ Guarantees:
 - until multiprocessing is imported, the only trace is one finder at the front of `sys.meta_path`
   that answers for one module name; then it is gone, and multiprocessing is loaded by the loader
   that would have loaded it anyway, and says so;
-- no module is imported for registering: a thread that imports multiprocessing may hold locks that
-  one that imports a module of ours waits for, and the other way round. Our contexts are imported
-  when somebody asks for one.
+- no module of ours is imported for registering: a thread that imports multiprocessing may hold
+  locks that one that imports a module of ours waits for, and the other way round. Our contexts are
+  imported when somebody asks for one;
+- whoever has multiprocessing then has `multiprocessing.util` too, without importing it: scripts
+  were written when importing loky brought it along.
 
 Assumption: multiprocessing looks contexts up by subscription, in a dictionary that is a global of
 its module `context`.
@@ -45,6 +47,8 @@ def register_contexts() -> None:
 
 
 def _register_in(module: Any) -> None:
+    import multiprocessing.util  # noqa: F401
+
     if not isinstance(module._concrete_contexts, _Registry):
         module._concrete_contexts = _Registry(module._concrete_contexts)
 

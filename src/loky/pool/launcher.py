@@ -65,9 +65,13 @@ class ExitInfo:
 
 
 class Process(Protocol):
-    """A worker process, from the parent's side. Used by one thread at a time."""
+    """A worker process, from the parent's side. Used by one thread at a time, but for reading."""
 
     pid: int
+
+    @property
+    def exit(self) -> ExitInfo | None:
+        """How it ended, once `poll` has seen it. For any thread."""
 
     def fileno(self) -> int:
         """A descriptor that is readable once the process has ended; -1 if there is none."""

@@ -31,20 +31,20 @@ _KILL = signal.SIGKILL
 class PosixProcess:
     """See `launcher.Process`."""
 
-    __slots__ = ("_exit", "_pidfd", "pid")
+    __slots__ = ("_pidfd", "exit", "pid")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._exit: ExitInfo | None = None
+        self.exit: ExitInfo | None = None
         self._pidfd = _pidfd_open(pid)
 
     def fileno(self) -> int:
         return self._pidfd
 
     def poll(self) -> ExitInfo | None:
-        if self._exit is None:
-            self._exit = self._wait()
-        return self._exit
+        if self.exit is None:
+            self.exit = self._wait()
+        return self.exit
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
@@ -53,7 +53,7 @@ class PosixProcess:
         self._signal(_KILL)
 
     def _signal(self, number: int) -> None:
-        if self._exit is not None:
+        if self.exit is not None:
             return
         try:
             os.killpg(self.pid, number)
@@ -73,7 +73,7 @@ class PosixProcess:
         return bool(int(rest[: rest.index(b"\n")], 16) >> (signum - 1) & 1) if there else None
 
     def signal(self, signum: int) -> None:
-        if self._exit is not None:
+        if self.exit is not None:
             return
         try:
             if self._pidfd >= 0:  # the number may be another's: others can reap the process

@@ -256,9 +256,17 @@ class Supervisor:
         """Whether nothing is left of the pool."""
         return self.state >= CLOSED
 
+    def has_begun(self) -> bool:
+        """Whether anything was ever submitted."""
+        return self.state != NEW
+
+    def ports(self) -> list[Port]:
+        """The workers that have not ended."""
+        return [port for port in list(self._ports.values()) if port.process]
+
     def pids(self) -> list[int]:
         """Process ids of the workers that have not ended."""
-        return [port.process.pid for port in list(self._ports.values()) if port.process]
+        return [port.process.pid for port in self.ports() if port.process]
 
     # ------------------------------------------------------------------ for futures (Canceller)
 
