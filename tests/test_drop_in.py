@@ -150,8 +150,8 @@ def test_the_flags_of_an_executor() -> None:
 def test_the_flags_outlive_the_executor() -> None:
     executor = ProcessPoolExecutor(1)
     executor.submit(abs, 1).result()
-    flags, thread, processes = executor._flags, executor._executor_manager_thread, None
-    processes = executor._processes
+    flags, processes = executor._flags, executor._processes
+    thread = executor._executor_manager_thread
     del executor
     thread.join(PATIENCE)
     assert flags.shutdown and not thread.is_alive()

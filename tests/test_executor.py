@@ -459,7 +459,7 @@ class OddContext:
         ({"context": OddContext()}, ValueError, ["<odd context>", "'loky'"]),
         ({"mp_context": 5}, ValueError, ["got 5", "'loky'"]),
         ({"context": "loky", "mp_context": "spawn"}, TypeError, ["'context'", "'mp_context'"]),
-        ({"initializer": 5}, TypeError, ["initializer must be callable or None", "got 5"]),
+        ({"initializer": 5}, TypeError, ["initializer must be a callable", "got: 5"]),
         ({"initializer": print, "initargs": 5}, TypeError, ["initargs", "got 5"]),
         ({"env": [("A", "b")]}, TypeError, ["env must be a mapping", "[('A', 'b')]"]),
         ({"env": {1: "b"}}, ValueError, ["env has a name", "1"]),

@@ -101,8 +101,6 @@ def pool_options(
     """
     if context is not None and mp_context is not None and context is not mp_context:
         raise TypeError("give either 'context' or its other name 'mp_context', not both")
-    if initializer is not None and not callable(initializer):
-        raise TypeError(f"initializer must be callable or None, got {initializer!r}")
     initializer, initargs = _prepare_initializer(initializer, _initargs(initargs))
     reducers = _reducers("job_reducers", job_reducers)
     return PoolOptions(

@@ -185,9 +185,9 @@ def _unreadable(task: Task, what: str, error: BaseException, text: str = "") -> 
     from ..errors import RemoteTraceback, ResultUnpicklingError
 
     failure = ResultUnpicklingError(
-        f"The {what} of task {name_of_task(task)} could not be unpickled in the parent process: "
+        f"A result has failed to un-serialize: the {what} of task {name_of_task(task)}: "
         f"{type(error).__name__}: {error}. The task itself was run; make sure that its {what} can "
-        "be rebuilt from its pickle."
+        "be rebuilt from its pickle, in the parent process."
     )
     if not text:
         import traceback
