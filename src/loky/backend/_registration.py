@@ -47,8 +47,10 @@ def register_contexts() -> None:
 
 
 def _register_in(module: Any) -> None:
-    import multiprocessing.util  # noqa: F401
-
+    try:
+        import multiprocessing.util  # noqa: F401
+    except RuntimeError:  # importlib's: a thread that is importing it waits for this one
+        pass
     if not isinstance(module._concrete_contexts, _Registry):
         module._concrete_contexts = _Registry(module._concrete_contexts)
 
