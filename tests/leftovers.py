@@ -10,7 +10,7 @@ Assumption: what takes longer than `BOUND` to end is not going to end.
 
 Not counted: the helper processes that the standard library keeps for the life of the interpreter
 once they are needed (resource tracker, fork server), with their descriptors; `loky.backend` has a
-tracker of the same kind. Nor the memory that `multiprocessing.heap` keeps for its next customer.
+tracker of the same kind, and so has joblib. Nor the memory that `multiprocessing.heap` keeps for its next customer.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _HELPERS = (
     ("multiprocessing.resource_tracker", "_resource_tracker", "_pid", "_fd"),
     ("multiprocessing.forkserver", "_forkserver", "_forkserver_pid", "_forkserver_alive_fd"),
     ("loky.backend.resource_tracker", "_resource_tracker", "_pid", "_fd"),
+    ("joblib.externals.loky.backend.resource_tracker", "_resource_tracker", "_pid", "_fd"),
 )
 
 

@@ -51,6 +51,20 @@ def test_multiprocessing_sees_a_child_of_the_parent(executor: ProcessPoolExecuto
     assert seen["children"] == []
 
 
+def test_multiprocessing_s_log_shows_workers_too(tmp_path: Path) -> None:
+    code = """
+import multiprocessing.util, sys
+from loky import ProcessPoolExecutor
+multiprocessing.util.log_to_stderr(20)
+def say(): multiprocessing.util.info("said by a task"); multiprocessing.util.debug("too much")
+with ProcessPoolExecutor(1) as executor:
+    executor.submit(say).result()
+"""
+    lines = run_script(tmp_path, code).stderr.splitlines()
+    assert "[INFO/LokyProcess-1] said by a task" in lines
+    assert not [line for line in lines if "too much" in line]
+
+
 def test_workers_have_names_of_their_own() -> None:
     with ProcessPoolExecutor(2, max_tasks_per_child=1) as executor:
         seen = list(executor.map(lambda _: worker_tasks.who_am_i()["name"], range(4)))

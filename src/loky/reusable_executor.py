@@ -163,7 +163,8 @@ class _ReusablePoolExecutor(ProcessPoolExecutor):
         kwargs = {**_DEFAULTS, "context": context, "timeout": timeout, **options}
         with _executor_lock:
             old = _executor
-            if old is not None and old._open and _fits(reuse, kwargs):
+            # A subclass has promised its callers more than an executor that is not of it can keep.
+            if old is not None and old._open and isinstance(old, cls) and _fits(reuse, kwargs):
                 if max_workers is None:
                     max_workers = old._max_workers if reuse is True else _default_workers()
                 old._resize(max_workers)

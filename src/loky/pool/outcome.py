@@ -112,9 +112,8 @@ def send_tracker(channel: Channel, which: int) -> None:
     """Give a worker the descriptor of this process's resource tracker."""
     from importlib import import_module
 
-    names = ("multiprocessing.resource_tracker", "loky.backend.resource_tracker")
     try:
-        channel.send_descriptor(import_module(names[which]).getfd())
+        channel.send_descriptor(import_module(protocol.TRACKERS[which]).getfd())
     except Exception:
         channel.send_descriptor(-1)
 

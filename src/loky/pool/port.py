@@ -80,12 +80,16 @@ class WorkerSettings:
         process = sys.modules.get("multiprocessing.process")
         context: Any = sys.modules.get("multiprocessing.context")
         method = context and context._default_context.get_start_method(allow_none=True)
+        util: Any = sys.modules.get("multiprocessing.util")
+        logger = util and util._logger
         return pickling.dumps_plain(
             {
                 "argv": [str(argument) for argument in sys.argv],
                 "authkey": self._authkey,
                 "depth": nesting.depth + 1,
                 "initializer": self.initializer,
+                "log_level": logger.getEffectiveLevel() if logger else None,
+                "log_to_stderr": bool(logger and util._log_to_stderr),
                 "name": f"LokyProcess-{self._number}",
                 "number": self._number,
                 "parent_name": process.current_process().name if process else "MainProcess",

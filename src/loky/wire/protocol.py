@@ -52,8 +52,13 @@ if TYPE_CHECKING:
 TASK, TASK_IN_FD, EXIT = 1, 2, 3
 READY, VALUE, PICKLE, ERROR, UNREADABLE, BAD_RESULT, INIT_FAILED, TRACKER = range(1, 9)
 
-# Of which resource tracker a TRACKER frame speaks, in place of a task id.
-MULTIPROCESSINGS, LOKYS = range(2)
+# Of which resource tracker a TRACKER frame speaks, by its index, in place of a task id.
+# The modules that have one: the standard library's, ours, and that of the copy of loky in joblib.
+TRACKERS = (
+    "multiprocessing.resource_tracker",
+    "loky.backend.resource_tracker",
+    "joblib.externals.loky.backend.resource_tracker",
+)
 
 # Asks a worker for its Python stacks; 0 where there is no signal to spare. A real-time one of no
 # known use: programs use the ordinary ones themselves, and glibc the first two of the kernel's 32.

@@ -6,9 +6,10 @@ Guarantees:
   the moment its modules have been imported;
 - `multiprocessing.current_process()`, `parent_process()`, the authentication key and the start
   method are those of a child of the parent;
-- the resource tracker is the parent's. A tracker of the worker's own would unlink shared memory
-  that the parent still uses. It is asked for when it is first needed, so that no tracker is
-  started for those who need none;
+- the resource trackers (`protocol.TRACKERS`) are the parent's. A tracker of the worker's own would
+  unlink what the parent still uses. They are asked for when they are first needed, so that no
+  tracker is started for those who need none;
+- what multiprocessing's logger is told to show, in the parent, is shown here as well;
 - `__main__` is an empty module without `__file__`: what lives in the parent's travels by value.
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import sys
 
 from ..wire import picklers
-from ..wire.protocol import LOKYS, MULTIPROCESSINGS
+from ..wire.protocol import TRACKERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,8 +109,16 @@ def _after_context(module: Any) -> None:
         module._default_context.set_start_method(method, force=True)
 
 
+def _after_util(module: Any) -> None:
+    if _settings["log_level"] is not None:
+        module.get_logger().setLevel(_settings["log_level"])
+    if _settings["log_to_stderr"]:
+        module.log_to_stderr()
+
+
 def _after_tracker(module: Any) -> None:
     tracker = module._resource_tracker
+    which = TRACKERS.index(module.__name__)
 
     class InheritedTracker(type(tracker)):  # type: ignore[misc]
         """The parent's tracker; its descriptor is fetched when it is first looked at."""
@@ -117,7 +126,7 @@ def _after_tracker(module: Any) -> None:
         @property
         def _fd(self) -> int | None:
             if "_fetched_fd" not in self.__dict__:
-                fd = _tracker_fd(MULTIPROCESSINGS)
+                fd = _tracker_fd(which)
                 self.__dict__["_fetched_fd"] = fd if fd >= 0 else None
             fetched: int | None = self.__dict__["_fetched_fd"]
             return fetched
@@ -134,7 +143,7 @@ def _after_tracker(module: Any) -> None:
 
 def _after_our_tracker(module: Any) -> None:
     def locate() -> int | None:
-        fd = _tracker_fd(LOKYS)
+        fd = _tracker_fd(TRACKERS.index(module.__name__))
         return fd if fd >= 0 else None
 
     module._resource_tracker.locate = locate
@@ -143,6 +152,8 @@ def _after_our_tracker(module: Any) -> None:
 _AFTER: dict[str, Callable[[ModuleType], None]] = {
     "multiprocessing.process": _after_process,
     "multiprocessing.context": _after_context,
+    "multiprocessing.util": _after_util,
     "multiprocessing.resource_tracker": _after_tracker,
     "loky.backend.resource_tracker": _after_our_tracker,
+    "joblib.externals.loky.backend.resource_tracker": _after_tracker,
 }
