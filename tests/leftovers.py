@@ -10,7 +10,8 @@ Assumption: what takes longer than `BOUND` to end is not going to end.
 
 Not counted: the helper processes that the standard library keeps for the life of the interpreter
 once they are needed (resource tracker, fork server), with their descriptors; `loky.backend` has a
-tracker of the same kind, and so has joblib. Nor the memory that `multiprocessing.heap` keeps for its next customer.
+tracker of the same kind, and so has joblib. Nor the memory that `multiprocessing.heap` keeps for
+its next customer.
 """
 
 from __future__ import annotations
