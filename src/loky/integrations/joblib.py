@@ -16,13 +16,10 @@ Does not belong here: anything about how tasks are run.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from typing import Any
 
-from .. import errors, nesting, reusable_executor
-from ..pool.outcome import name_of
+from .. import errors, nesting
 
 OLDEST = (1, 5)
 
@@ -32,11 +29,15 @@ try:
     if tuple(int(part) for part in joblib.__version__.split(".")[:2]) < OLDEST:
         raise ImportError(f"joblib {joblib.__version__} is too old")
     from joblib import parallel
-    from joblib._memmapping_reducer import TemporaryResourcesManager, get_memmapping_reducers
+
+    # For `_memmapping`, which comes later: what is missing is to be said now.
+    from joblib._memmapping_reducer import (  # noqa: F401
+        TemporaryResourcesManager,
+        get_memmapping_reducers,
+    )
     from joblib._parallel_backends import FallbackToBackend, SequentialBackend
     from joblib._parallel_backends import LokyBackend as _JoblibsBackend
     from joblib.externals.loky import process_executor as _theirs
-    from joblib.externals.loky.backend import resource_tracker
 except ImportError as error:
     raise ImportError(
         f"loky.integrations.joblib needs joblib 1.5 or newer, of a shape that it knows: {error}. "
@@ -120,6 +121,8 @@ class LokyBackend(_JoblibsBackend):  # type: ignore[misc]
         ValueError
             There is a `timeout` among the options.
         """
+        from ._memmapping import MemmappingExecutor
+
         workers: int = self.effective_n_jobs(n_jobs)
         if workers == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
@@ -130,22 +133,18 @@ class LokyBackend(_JoblibsBackend):  # type: ignore[misc]
                 "stay without work is called idle_worker_timeout."
             )
         kept = options.pop("idle_worker_timeout", 300)
-        self._workers = MemmappingExecutor.get_memmapping_executor(
+        its_own = options.pop("initializer", None), options.pop("initargs", ())
+        self._workers = MemmappingExecutor.for_call(
+            parallel._id,
             workers,
             timeout=kept if idle_worker_timeout is None else idle_worker_timeout,
             env=self._prepare_worker_env(n_jobs=workers),
-            context_id=parallel._id,
+            initializer=_begin,
+            initargs=(_is_default(), *its_own),
             **options,
         )
         self.parallel = parallel
         return workers
-
-    def submit(self, func: Any, callback: Callable[[Any], object] | None = None) -> Any:
-        """Have a worker call a batch; its future."""
-        # What a message about the batch calls it: by itself it has no name.
-        func.__qualname__ = f"{name_of(func.items[0][0])} (in a batch of {len(func)})"
-        func.__module__ = None
-        return super().submit(func, callback)
 
     def retrieve_result_callback(self, future: Any) -> Any:
         """A call's result, or its error as joblib's users know it."""
@@ -161,92 +160,8 @@ class LokyBackend(_JoblibsBackend):  # type: ignore[misc]
             raise _in_both_families(error) from error.__cause__
 
 
-class MemmappingExecutor(reusable_executor._ReusablePoolExecutor):
-    """The reusable executor, with joblib's way to share large arrays."""
-
-    # What it was made with, and who looks after its temporary folders.
-    _arguments: dict[str, Any]
-    _temp_folder_manager: Any
-
-    @classmethod
-    def get_memmapping_executor(
-        cls,
-        n_jobs: int,
-        *,
-        context_id: str,
-        timeout: float | None,
-        env: dict[str, str],
-        initializer: Callable[..., object] | None = None,
-        initargs: tuple[Any, ...] = (),
-        temp_folder: str | None = None,
-        **reducing: Any,
-    ) -> MemmappingExecutor:
-        """The executor that is there if it was made with the same arguments, or a new one."""
-        is_default = parallel.BACKENDS[parallel.DEFAULT_BACKEND] is LokyBackend
-        making: dict[str, Any] = {
-            "timeout": timeout,
-            "env": env,
-            "initializer": _begin,
-            "initargs": (is_default, initializer, initargs),
-        }
-        arguments = {**making, "temp_folder": temp_folder, **reducing}
-        manager = _Folders(temp_folder)
-        # They ask for the folder each time: an executor serves one call of Parallel after another.
-        forward, backward = get_memmapping_reducers(
-            temp_folder_resolver=manager.resolve_temp_folder_name,
-            unlink_on_gc_collect=True,
-            **reducing,
-        )
-        with reusable_executor._executor_lock:
-            there = reusable_executor._executor
-            executor, is_reused = cls.get_reusable_executor(
-                n_jobs,
-                # Not left to the comparison there: the reducers are new ones each time.
-                reuse=isinstance(there, cls) and there._arguments == arguments,
-                job_reducers=forward,
-                result_reducers=backward,
-                **making,
-            )
-            assert isinstance(executor, cls)
-            if not is_reused:
-                executor._arguments = arguments
-                executor._temp_folder_manager = manager
-            executor._temp_folder_manager.register_new_context(context_id)
-        return executor
-
-    def terminate(self, kill_workers: bool = False) -> None:
-        """Shut down, and remove what was in the temporary folders."""
-        self.shutdown(kill_workers=kill_workers)
-        with self._submit_resize_lock:
-            # Workers that were killed have not said that they need their files no more.
-            self._temp_folder_manager._clean_temporary_resources(
-                force=kill_workers, allow_non_empty=True
-            )
-
-
-class _Folders(TemporaryResourcesManager):  # type: ignore[misc]
-    """joblib's temporary folders, without the tenth of a second that it waits for most of them.
-
-    It asks the tracker to remove the files, looks at once whether they are gone, and if not looks
-    again 0.1 seconds later; the tracker needs a fraction of a millisecond.
-    """
-
-    def _clean_temporary_resources(
-        self, context_id: str | None = None, force: bool = False, allow_non_empty: bool = False
-    ) -> None:
-        folder = self._cached_temp_folders.get(context_id)
-        if folder is not None and not force and os.path.exists(folder):
-            files = [os.path.join(folder, name) for name in os.listdir(folder)]
-            for file in files:
-                resource_tracker.maybe_unlink(file, "file")
-            pause = 5e-5
-            while pause < 0.1 and (files := [file for file in files if os.path.exists(file)]):
-                time.sleep(pause)
-                pause *= 2
-            # A worker keeps what is still there. joblib is going to count one reference less.
-            for file in files:
-                resource_tracker.register(file, "file")
-        super()._clean_temporary_resources(context_id, force, allow_non_empty)
+def _is_default() -> bool:
+    return parallel.BACKENDS[parallel.DEFAULT_BACKEND] is LokyBackend
 
 
 def _begin(
