@@ -25,6 +25,7 @@ MODULES = sorted(HOME.rglob("*.py"))
 ROOMS = {
     "loky.wire": {"loky.wire"},
     "loky.worker": {"loky.worker", "loky.wire", "loky.nesting"},
+    "loky.observe": {"loky.observe", "loky.pool", "loky.wire"},
     "loky.pool": {
         "loky.pool",
         "loky.wire",

@@ -159,3 +159,12 @@ def in_a_thread(path: str) -> None:
 def handle_signal(signum: int, handler: Any) -> int:
     signal.signal(signum, handler)
     return os.getpid()
+
+
+def deep_down(levels: int, path: str) -> None:
+    if levels:
+        deep_down(levels - 1, path)
+    else:
+        from pool_tasks import pass_through
+
+        pass_through(path)

@@ -136,6 +136,22 @@ def check_max_workers(value: Any) -> int:
     return number
 
 
+def check_seconds(option: str, value: Any, or_none: str = "") -> float:
+    """A number of seconds that was given explicitly.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is not a number of at least 0.
+    """
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{option} must be a number of seconds{or_none}, got {value!r}")
+    seconds = float(value)
+    if not seconds >= 0:
+        raise ValueError(f"{option} must be at least 0 seconds, got {value!r}")
+    return seconds
+
+
 def _max_workers(value: Any) -> int:
     if value is None:
         from .cpu import cpu_count
@@ -145,14 +161,7 @@ def _max_workers(value: Any) -> int:
 
 
 def _timeout(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise TypeError(f"timeout must be a number of seconds or None, got {value!r}")
-    seconds = float(value)
-    if not seconds >= 0:
-        raise ValueError(f"timeout must be at least 0 seconds, got {value!r}")
-    return seconds
+    return None if value is None else check_seconds("timeout", value, " or None")
 
 
 def _max_tasks(value: Any) -> int | None:

@@ -24,6 +24,9 @@ from .options import PoolOptions, check_max_workers, pool_options
 from .pool.model import Task
 from .pool.supervisor import Supervisor
 
+if TYPE_CHECKING:
+    from .observe.stacks import StackDump
+
 T = TypeVar("T")
 
 MAX_DEPTH = int(os.environ.get("LOKY_MAX_DEPTH", nesting.DEFAULT_MAX_DEPTH))
@@ -254,6 +257,31 @@ class ProcessPoolExecutor(Executor):
     def kill_workers(self) -> None:
         """End the workers now; futures that are not done get `ShutdownExecutorError`."""
         self.shutdown(wait=True, kill_workers=True)
+
+    def dump_stacks(self, timeout: float = 1.0) -> StackDump:
+        """Return the Python stacks of all workers now, busy in compiled code included.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds to wait at most for the workers' answers. They come within milliseconds,
+            except from processes that are stopped.
+
+        Returns
+        -------
+        StackDump
+            A list with a `WorkerStacks` for each worker; printed, it is a report. A worker that
+            did not answer has a `problem` that says so. Empty if there are no workers.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `timeout` is not a number of seconds.
+        """
+        from .observe.stacks import dump_stacks
+        from .options import check_seconds
+
+        return dump_stacks(self._pool, check_seconds("timeout", timeout))
 
     def _resize(self, max_workers: int) -> None:
         """Change the number of workers; see `get_reusable_executor`."""

@@ -210,6 +210,11 @@ class Port:
         except OSError:
             return b""
 
+    @property
+    def closed(self) -> bool:
+        """Whether everything was let go of."""
+        return self._fault_fd < 0
+
     def close(self) -> None:
         """Let go of everything. Harmless when repeated."""
         self.channel.close()

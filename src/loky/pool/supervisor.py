@@ -27,7 +27,7 @@ from collections.abc import Callable
 from itertools import count
 from math import inf
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from ..future import PENDING as FUTURE_PENDING
 from ..future import RUNNING as FUTURE_RUNNING
@@ -69,6 +69,8 @@ UNWATCHED_SECONDS = 0.05
 LONGEST_SECONDS = 86400.0
 
 NEW, OPEN, CLOSING, CLOSED, ABANDONED = range(5)
+
+T = TypeVar("T")
 
 
 class _Gone:
@@ -172,6 +174,39 @@ class Supervisor:
         except BaseException:
             self._wake_anyway()
             raise
+
+    def ask(self, question: Callable[[], T]) -> T:
+        """What the leader answers; what this thread finds itself, where no leader is at work."""
+        if self.state not in (OPEN, CLOSING) or self._watch.is_here():
+            return question()
+        answer: list[Any] = []
+        sleeper = allocate_lock()
+        sleeper.acquire()
+        self._ended.append(sleeper)
+        try:
+            self.post(self._answer, question, answer, sleeper)
+            self.will_wait()
+            if not self.is_closed():  # looked at after the append: whoever closes it wakes us
+                sleeper.acquire()
+        finally:
+            self._ended.forget(sleeper)
+        if not answer:  # it was closed first
+            return question()
+        found, error = answer
+        if error is not None:
+            raise error
+        return found  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _answer(question: Callable[[], Any], answer: list[Any], sleeper: Any) -> None:
+        try:
+            answer += question(), None
+        except Exception as error:  # the asker's problem, not the pool's
+            answer += None, error
+        try:
+            sleeper.release()
+        except RuntimeError:  # the pool was closed meanwhile
+            pass
 
     def _wake_anyway(self) -> None:
         """After an interrupt: `_asleep` does not say whether the wake-up has been sent."""
