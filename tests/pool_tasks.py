@@ -6,9 +6,13 @@ it runs: this one is light, the test modules import pytest.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import subprocess
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
 # ---------------------------------------------------------------------- waiting, see rendezvous
@@ -444,3 +448,69 @@ def fork_and_raise_twice(path: str) -> int:
         raise RuntimeError("the child's")
     os.waitpid(pid, 0)
     raise LookupError("the worker's")
+
+
+# ---------------------------------------------------------------------- to be stopped
+
+
+def stuck_in_sleep(path: str) -> None:
+    announce(path)
+    time.sleep(1000)
+
+
+def stuck_in_a_loop(path: str) -> None:
+    announce(path)
+    while True:
+        pass
+
+
+def stuck_in_c(path: str) -> None:
+    """In C code that keeps the interpreter's lock."""
+    announce(path)
+    ctypes.PyDLL(None).sleep(1000)
+
+
+def stuck_and_deaf(path: str) -> None:
+    """SIGTERM does nothing, not even to the child that it has started."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    subprocess.Popen(["sleep", "1000"])
+    announce(path)
+    while True:
+        time.sleep(1000)
+
+
+def stuck_with_a_last_word(path: str) -> str:
+    """SIGTERM makes it return."""
+
+    def leave(signum: int, frame: Any) -> None:
+        raise InterruptedError
+
+    signal.signal(signal.SIGTERM, leave)
+    announce(path)
+    try:
+        while True:
+            time.sleep(1000)
+    except InterruptedError:
+        return "not the result"
+
+
+def crash_at_first(path: str, times: int) -> int:
+    """Count the calls in a file; the first few end the process."""
+    write_line(path, os.getpid())
+    calls = len(Path(path).read_bytes().splitlines())
+    if calls <= times:
+        os._exit(7)
+    return calls
+
+
+def raise_at_first(path: str, times: int, error: BaseException) -> int:
+    """Count the calls in a file; the first few raise."""
+    write_line(path, os.getpid())
+    calls = len(Path(path).read_bytes().splitlines())
+    if calls <= times:
+        raise error
+    return calls
+
+
+def invert(number: float) -> float:
+    return 1 / number

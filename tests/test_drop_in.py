@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pool_tasks import CrashesWhenCollected, echo, pass_through
+from pool_tasks import CrashesWhenCollected, pass_through
 from rendezvous import PATIENCE, Gate, all_ended, ended, run_script
 
 import loky
@@ -259,15 +259,6 @@ def test_importing_an_executor_is_enough_for_multiprocessing(tmp_path: Path, fir
     )
     done = run_script(tmp_path, code)
     assert (done.stdout, done.stderr) == ("loky\n", "")
-
-
-def test_map_ignores_other_keywords_with_a_warning() -> None:
-    with (
-        ProcessPoolExecutor(1) as executor,
-        pytest.warns(UserWarning, match=r"'chunk_size', 'ordered'.*'chunksize'") as caught,
-    ):
-        assert list(executor.map(echo, [1], chunk_size=2, ordered=True)) == [((1,), {})]
-    assert caught[0].filename == __file__
 
 
 def test_a_finalizer_that_kills_the_worker_does_not_take_the_result() -> None:

@@ -33,7 +33,7 @@ from loky import (
     ShutdownExecutorError,
     TerminatedWorkerError,
 )
-from loky.pool.supervisor import LEAVE_SECONDS
+from loky.pool.parting import LEAVE_SECONDS
 
 HERE = str(Path(__file__).parent)
 

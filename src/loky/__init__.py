@@ -28,12 +28,14 @@ if TYPE_CHECKING:
         ResultUnpicklingError,
         ShutdownExecutorError,
         TaskPicklingError,
+        TaskTimeoutError,
         TaskUnpicklingError,
         TerminatedWorkerError,
     )
     from .future import Future
     from .process_executor import ProcessPoolExecutor
     from .reusable_executor import get_reusable_executor
+    from .task_options import TaskOptions
     from .wire.picklers import set_loky_pickler
 
 __version__ = "4.0.0.dev1"
@@ -50,7 +52,9 @@ __all__ = [
     "ProcessPoolExecutor",
     "ResultUnpicklingError",
     "ShutdownExecutorError",
+    "TaskOptions",
     "TaskPicklingError",
+    "TaskTimeoutError",
     "TaskUnpicklingError",
     "TerminatedWorkerError",
     "TimeoutError",
@@ -75,7 +79,9 @@ _HOME = {
     "LokyRecursionError": "loky.errors",
     "ResultUnpicklingError": "loky.errors",
     "ShutdownExecutorError": "loky.errors",
+    "TaskOptions": "loky.task_options",
     "TaskPicklingError": "loky.errors",
+    "TaskTimeoutError": "loky.errors",
     "TaskUnpicklingError": "loky.errors",
     "TerminatedWorkerError": "loky.errors",
     "Future": "loky.future",

@@ -9,7 +9,7 @@ bytecodes of a user's thread. Hence:
   entering and leaving its `with` block is not interruptible. The standard library's Condition is
   entered by a Python method, which an interrupt can leave with the lock held for ever.
 
-Rule 2: a future knows its pool only as a `Canceller`: two methods, no imports.
+Rule 2: a future knows its pool only as a `Canceller`: a few methods, no imports.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ class Canceller(Protocol):
 
     def cancel_sent(self, future: Any, task: Any, *, kill: bool) -> bool:
         """Take back a task that is on its way to a worker; whether that succeeded."""
+
+    def cancel_later(self, task: Any) -> None:
+        """Stop a task that is on its way to a worker or runs, without waiting for that."""
 
     def will_wait(self) -> None:
         """The calling thread is about to block on a future of this pool."""
@@ -183,12 +186,14 @@ class Future(futures.Future[T]):
             It took longer than `timeout` (seconds).
         """
         if self._state not in _DONE:
-            self._wait(timeout)
+            self._wait_done(timeout)
         if self._state != FINISHED:
             raise futures.CancelledError()
         return self._exception
 
-    def _wait(self, timeout: float | None) -> None:
+    def _wait_done(self, timeout: float | None) -> None:
+        if self._state in _DONE:
+            return
         if self._pool is not None:
             self._pool.will_wait()
         if not self._sleepers.sleep(self._is_over, timeout):
@@ -232,6 +237,14 @@ class Future(futures.Future[T]):
             return pool is not None and pool.cancel_sent(self, self._task, kill=kill)
         self._tell()
         return True
+
+    def _stop_soon(self) -> None:
+        """Cancel the call, even if it is running, without waiting for that to have happened."""
+        pool, task = self._pool, self._task
+        if self._taken and pool is not None:
+            pool.cancel_later(task)
+        else:
+            self.cancel()
 
     def _end(self, state: str, result: Any, error: BaseException | None) -> None:
         """Change the state for good; with the lock held."""

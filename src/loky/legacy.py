@@ -33,6 +33,8 @@ process_pool_executor_at_exit = None  # nor has this: `pool.lifetime` sees to th
 
 # What the module of old had imported, and callers have got used to import from there.
 _ELSEWHERE = {
+    "Executor": "concurrent.futures",
+    "Future": "loky.future",
     "InvalidStateError": "concurrent.futures",
     "LOGGER": "concurrent.futures._base",
     "Queue": "loky.backend.queues",

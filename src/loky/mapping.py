@@ -1,33 +1,56 @@
-"""map: a call per item, results in order.
+"""map: a call per item.
 
 Rule 1: the input is consumed in the caller's thread, and tasks are handed to the pool in batches,
 each in one uninterruptible step: an interrupt between two batches leaves nothing half-submitted.
 
 Rule 2: leaving early (an error, an interrupt, closing the iterator) cancels what has not started;
 an interrupt also stops what has, so that the pool is clean for whoever comes next.
+
+Rule 3: an iterator that nobody asks for results (a map for its side effects) neither keeps the
+executor alive nor, when it is dropped, cancels anything.
+
+`Mapping` is what waiting and awaiting have in common; `_Waiting` waits, `_AsyncMap` (in
+`integrations/aio.py`) awaits.
 """
 
 from __future__ import annotations
 
+import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FuturesTimeoutError
 from itertools import islice
 from time import monotonic
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from .chunks import ForEach
+from .chunks import FAIL, GO_ON, STOP, ForEach, Mixed
 from .future import Future
+from .task_options import check_whole
+
+T = TypeVar("T")
 
 # Tasks of a batch, and the time after which a batch goes out however short it is, in seconds: a
 # slow input must not keep ready items from the workers.
 BATCH = 256
 BATCH_SECONDS = 0.5e-3
 
+ON_ERROR = ("raise", "collect", "skip")
 
-def check_arguments(
-    fn: Any, timeout: Any, chunksize: Any, buffersize: Any
-) -> tuple[float | None, int, int | None]:
+
+class MapOptions(NamedTuple):
+    """The checked arguments of `Executor.map`; see there."""
+
+    timeout: float | None
+    chunksize: int
+    buffersize: int | None
+    ordered: bool
+    on_error: str
+
+
+def map_options(
+    fn: Any, timeout: Any, chunksize: Any, buffersize: Any, ordered: Any, on_error: Any
+) -> MapOptions:
     """Validate the arguments of `Executor.map`.
 
     Raises
@@ -39,113 +62,322 @@ def check_arguments(
         raise TypeError(f"map needs a callable, got {fn!r}")
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
         raise TypeError(f"timeout must be a number of seconds or None, got {timeout!r}")
-    chunksize = _whole("chunksize", chunksize)
-    if buffersize is not None:
-        buffersize = _whole("buffersize", buffersize)
-    return timeout, chunksize, buffersize
+    if not isinstance(ordered, bool):
+        raise TypeError(f"ordered must be True or False, got {ordered!r}")
+    if on_error not in ON_ERROR:
+        raise ValueError(
+            f"on_error must be one of {', '.join(map(repr, ON_ERROR))}, got {on_error!r}"
+        )
+    return MapOptions(
+        timeout,
+        check_whole("chunksize", chunksize, least=1),
+        None if buffersize is None else check_whole("buffersize", buffersize, least=1),
+        ordered,
+        on_error,
+    )
 
 
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    number = int(value.__index__())
-    if number < 1:
-        raise ValueError(f"{name} must be >= 1, got {number}")
-    return number
+class Entry(NamedTuple):
+    """A task of a map: its future, and which items it is about."""
+
+    future: Future[Any]
+    start: int
+    size: int
 
 
-def start_map(
-    submit_many: Callable[[list[Any], deque[Future[Any]]], None],
-    fn: Callable[..., Any],
-    iterables: tuple[Iterable[Any], ...],
-    timeout: float | None,
-    chunksize: int,
-    buffersize: int | None,
-) -> Iterator[Any]:
-    """Submit the calls and return the iterator over their results; see `Executor.map`."""
-    deadline = None if timeout is None else monotonic() + timeout
-    calls: Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]
-    items = zip(*iterables, strict=False)
-    if chunksize > 1:
-        calls = ((ForEach(fn), (chunk,)) for chunk in _chunks(items, chunksize))
-    else:
-        calls = ((fn, arguments) for arguments in items)
-    waiting: deque[Future[Any]] = deque()
-    try:
-        _submit(submit_many, calls, waiting, buffersize)
-    except BaseException as error:
-        _abandon(waiting, error)
-        raise
-    # An iterator that nobody asks for results (a map for its side effects) must neither keep the
-    # executor alive nor, when it is dropped, cancel anything: it is a generator not yet started.
-    more = None
-    if buffersize is not None:
-        more = partial(_submit, submit_many, calls, waiting, 1)
-    results = _results(waiting, deadline, more)
-    if chunksize == 1:
+class Submit:
+    """What a map needs of its executor. Not the executor itself: see rule 3.
+
+    Parameters
+    ----------
+    many : callable
+        Submits calls, given as a list of (function, arguments), and appends their futures to the
+        deque that it is given before anything else.
+    will_wait : callable
+        To be called before blocking.
+    retries_exceptions : bool
+        Whether tasks are tried again if they raise: then a chunk of which an item raises has to.
+    """
+
+    __slots__ = ("many", "retries_exceptions", "will_wait")
+
+    def __init__(
+        self,
+        many: Callable[[list[Any], deque[Future[Any]]], None],
+        will_wait: Callable[[], None],
+        retries_exceptions: bool,
+    ) -> None:
+        self.many = many
+        self.will_wait = will_wait
+        self.retries_exceptions = retries_exceptions
+
+
+class Mapping(Generic[T]):
+    """The tasks of a map, and what their results mean. See the rules at the top of the file."""
+
+    def __init__(
+        self,
+        submit: Submit,
+        fn: Callable[..., T],
+        iterables: tuple[Iterable[Any], ...],
+        options: MapOptions,
+    ) -> None:
+        self._submit = submit
+        self._will_wait = submit.will_wait
+        self._fn = fn
+        self._options = options
+        self._entries: deque[Entry] = deque()  # those that were not taken yet, if ordered
+        self._by_future: dict[Future[Any], Entry] = {}  # the same, if not
+        self._new: deque[Future[Any]] = deque()  # submitted, and not yet an entry
+        self._left: list[Entry] = []  # what was there when it was closed
+        self._position = 0
+        items: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        self._calls: Iterator[Any]
+        if options.chunksize > 1:
+            on_error = STOP if options.on_error == "raise" else GO_ON
+            each = ForEach(fn, FAIL if submit.retries_exceptions else on_error)
+            self._calls = ((each, (chunk,)) for chunk in _chunks(items, options.chunksize))
+        else:
+            self._calls = ((fn, arguments) for arguments in items)
+
+    def start(self) -> None:
+        """Submit what may be submitted ahead."""
+        try:
+            self._submit_next(self._options.buffersize)
+        except BaseException as error:
+            self._abandon(kill=isinstance(error, KeyboardInterrupt))
+            raise
+        if self._options.buffersize is None:
+            del self._submit  # and with it the executor
+
+    # ------------------------------------------------------------------ submitting
+
+    def _submit_next(self, limit: int | None) -> None:
+        """Submit the next `limit` calls, ``None`` for all."""
+        batch: list[Any] = []
+        since = monotonic()
+        for call in self._calls if limit is None else islice(self._calls, limit):
+            batch.append(call)
+            if len(batch) >= BATCH or monotonic() - since > BATCH_SECONDS:
+                self._submit_batch(batch)
+                batch = []
+                since = monotonic()
+        if batch:
+            self._submit_batch(batch)
+
+    def _submit_batch(self, batch: list[Any]) -> None:
+        self._submit.many(batch, self._new)
+        chunked = self._options.chunksize > 1
+        for _, arguments in batch:
+            future = self._new[0]
+            entry = Entry(future, self._position, len(arguments[0]) if chunked else 1)
+            self._position += entry.size
+            if self._options.ordered:
+                self._entries.append(entry)
+            else:
+                self._by_future[future] = entry
+                future.add_done_callback(self._arrived)
+            self._new.popleft()
+
+    def _arrived(self, future: Any) -> None:
+        """Called back for each future if the order does not matter."""
+
+    def _advance(self) -> None:
+        """A result was taken: submit another call if the buffer is limited."""
+        if self._options.buffersize is not None:
+            self._submit_next(1)
+
+    # ------------------------------------------------------------------ what results mean
+
+    def _values(self, entry: Entry) -> list[Any]:
+        """What a task that is done contributes to the iteration, the last first."""
+        future = entry.future
+        # Asked for instead of caught: a traceback through here would keep the future alive.
+        error = CancelledError() if future.cancelled() else future.exception()
+        if error is not None:
+            on_error = self._options.on_error
+            if on_error == "raise":
+                return [Raise(error)]
+            return [error] * entry.size if on_error == "collect" else []
+        value = future.result()
+        if self._options.chunksize == 1:
+            return [value]
+        values: list[Any] = self._values_of(value) if isinstance(value, Mixed) else value
+        values.reverse()
+        return values
+
+    def _values_of(self, mixed: Mixed) -> list[Any]:
+        from .pool.outcome import name_of, rebuild
+        from .wire.protocol import ERROR
+
+        values: list[Any] = []
+        for position, value in enumerate(mixed.results):
+            if position not in mixed.errors:
+                values.append(value)
+            elif self._options.on_error != "skip":
+                error = rebuild(name_of(self._fn), ERROR, mixed.errors[position])
+                values.append(error if self._options.on_error == "collect" else Raise(error))
+        return values
+
+    # ------------------------------------------------------------------ the end
+
+    def finished(self) -> dict[int, T]:
+        """See `MapIterator.finished`."""
+        results: dict[int, T] = {}
+        for future, start, _ in self._left:
+            if not future.done() or future.cancelled() or future.exception() is not None:
+                continue
+            value = future.result()
+            errors = value.errors if isinstance(value, Mixed) else {}
+            values = value.results if isinstance(value, Mixed) else value
+            if self._options.chunksize == 1:
+                values = [value]
+            for position, one in enumerate(values):
+                if position not in errors:
+                    results[start + position] = one
         return results
-    return _flatten(results)
+
+    def _abandon(self, *, kill: bool, wait: bool = True) -> None:
+        """Cancel what is left, the last first, so that nothing starts meanwhile.
+
+        Parameters
+        ----------
+        kill : bool
+            Also what runs.
+        wait : bool
+            Whether this may wait until it is known what could be cancelled.
+        """
+        self._left += self._entries
+        self._left += self._by_future.values()
+        self._entries.clear()
+        self._by_future.clear()
+        self._calls = iter(())
+        left = [entry.future for entry in self._left]
+        left += self._new
+        self._new.clear()
+        for future in reversed(left):
+            if not future.done():
+                if kill and not wait:
+                    future._stop_soon()
+                else:
+                    future.cancel(kill=kill)
+
+
+class _Waiting(Mapping[T]):
+    """A map whose results are waited for."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        timeout = self._options.timeout
+        self._deadline = None if timeout is None else monotonic() + timeout
+        self._done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()  # in their order
+        self.start()
+
+    def results(self) -> Iterator[T]:
+        """The results. A generator that was never started does nothing when it is dropped."""
+        interrupted = False
+        try:
+            while (entry := self._take()) is not None:
+                values = self._values(entry)
+                entry = None
+                if not (values and type(values[0]) is Raise):
+                    self._advance()
+                while values:
+                    value = values.pop()
+                    if type(value) is Raise:
+                        raise value.error
+                    yield value
+                    value = None  # an item is let go of as soon as it is handed out
+        except KeyboardInterrupt:
+            interrupted = True
+            raise
+        finally:
+            value = None  # else the traceback of its error would keep it alive
+            if self._entries or self._by_future or self._new:
+                self._abandon(kill=interrupted)
+
+    def _take(self) -> Entry | None:
+        """Wait for the next task that is to be done; ``None`` if there is none."""
+        left = None if self._deadline is None else self._deadline - monotonic()
+        if self._options.ordered:
+            if not self._entries:
+                return None
+            self._entries[0].future._wait_done(left)
+            return self._entries.popleft()
+        if not self._by_future:
+            return None
+        try:
+            if self._done.empty():
+                self._will_wait()
+            future = self._done.get(timeout=None if left is None else max(0.0, left))
+            return self._by_future.pop(future)
+        except queue.Empty:
+            raise FuturesTimeoutError() from None
+
+    def _arrived(self, future: Any) -> None:
+        self._done.put(future)
+
+
+class MapIterator(Iterator[T]):
+    """The results of a map: what `Executor.map` returns.
+
+    Besides iterating there are `close`, which cancels what is left, and `finished`, which has the
+    results that an early end left behind.
+    """
+
+    __slots__ = ("_mapping", "_results")
+
+    def __init__(
+        self,
+        submit: Submit,
+        fn: Callable[..., T],
+        iterables: tuple[Iterable[Any], ...],
+        options: MapOptions,
+    ) -> None:
+        self._mapping: _Waiting[T] = _Waiting(submit, fn, iterables, options)
+        self._results = self._mapping.results()
+
+    def __iter__(self) -> MapIterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        """Return the next result.
+
+        Raises
+        ------
+        TimeoutError
+            It is not there in time.
+        Exception
+            What an item raised, if errors are to be raised. The iteration is over then.
+        """
+        return next(self._results)
+
+    def close(self) -> None:
+        """End the iteration: what has not started is cancelled."""
+        self._results.close()  # type: ignore[attr-defined]  # a generator
+        self._mapping._abandon(kill=False)
+
+    def finished(self) -> dict[int, T]:
+        """Results that were never handed out because the iteration ended early.
+
+        Returns
+        -------
+        dict of int to object
+            By position in the input, those that are there by now. Tasks that were running when
+            the iteration ended go on (unless it was interrupted), so there may be more later.
+        """
+        return self._mapping.finished()
+
+
+class Raise:
+    """Stands for an error among values."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
 
 
 def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
     while chunk := list(islice(items, size)):
         yield chunk
-
-
-def _submit(
-    submit_many: Callable[[list[Any], deque[Future[Any]]], None],
-    calls: Iterator[Any],
-    waiting: deque[Future[Any]],
-    limit: int | None,
-) -> None:
-    """Submit the next `limit` calls, ``None`` for all."""
-    batch: list[Any] = []
-    since = monotonic()
-    for call in calls if limit is None else islice(calls, limit):
-        batch.append(call)
-        if len(batch) >= BATCH or monotonic() - since > BATCH_SECONDS:
-            submit_many(batch, waiting)
-            batch = []
-            since = monotonic()
-    if batch:
-        submit_many(batch, waiting)
-
-
-def _results(
-    waiting: deque[Future[Any]], deadline: float | None, more: Callable[[], None] | None
-) -> Iterator[Any]:
-    error: BaseException | None = None
-    try:
-        while waiting:
-            left = None if deadline is None else deadline - monotonic()
-            result = waiting[0].result(left)
-            waiting.popleft()
-            if more is not None:
-                more()
-            yield result
-            del result
-    except BaseException as problem:
-        error = problem
-        raise
-    finally:
-        if waiting:
-            _abandon(waiting, error)
-
-
-def _flatten(chunks: Iterator[list[Any]]) -> Iterator[Any]:
-    for chunk in chunks:
-        chunk.reverse()
-        while chunk:  # an item is let go of as soon as it is handed out
-            yield chunk.pop()
-
-
-def _abandon(waiting: deque[Future[Any]], error: BaseException | None) -> None:
-    """Cancel what is left, the last first, so that nothing starts meanwhile."""
-    kill = isinstance(error, KeyboardInterrupt)
-    while waiting:
-        future = waiting.pop()
-        if not future.done():
-            future.cancel(kill=kill)
-
-
-__all__ = ["check_arguments", "start_map"]

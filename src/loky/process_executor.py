@@ -11,23 +11,18 @@ it posts to the pool's inbox.
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from . import backend as _backend  # noqa: F401  # has multiprocessing know "loky"
 from . import nesting
-from .future import Future
-from .mapping import check_arguments, start_map
 from .options import PoolOptions, check_max_workers, pool_options
-from .pool.model import Task
 from .pool.supervisor import Supervisor
+from .submitting import Submitting
+from .task_options import TaskOptions, pool_task_options
 
 if TYPE_CHECKING:
     from .observe.stacks import StackDump
-
-T = TypeVar("T")
 
 MAX_DEPTH = int(os.environ.get("LOKY_MAX_DEPTH", nesting.DEFAULT_MAX_DEPTH))
 
@@ -43,7 +38,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class ProcessPoolExecutor(Executor):
+class ProcessPoolExecutor(Submitting):
     """Runs calls in worker processes. A crash costs the call that crashed, not the pool.
 
     Parameters
@@ -72,6 +67,8 @@ class ProcessPoolExecutor(Executor):
     crash_policy : {"isolate", "break"}, optional
         What the death of a worker costs: the task that it ran (``"isolate"``), or the pool, as in
         `concurrent.futures` (``"break"``). Default: ``$LOKY_CRASH_POLICY`` or ``"isolate"``.
+    task_options : TaskOptions or mapping of str to object, optional
+        Options of all tasks (`timeout`, `retries`, ...), see `options`, which overrides them.
 
     Raises
     ------
@@ -95,6 +92,7 @@ class ProcessPoolExecutor(Executor):
         mp_context: Any = None,
         max_tasks_per_child: int | None = None,
         crash_policy: str | None = None,
+        task_options: Mapping[str, Any] | TaskOptions | None = None,
     ) -> None:
         options = pool_options(
             max_workers=max_workers,
@@ -109,124 +107,12 @@ class ProcessPoolExecutor(Executor):
             max_tasks_per_child=max_tasks_per_child,
             crash_policy=crash_policy,
         )
+        self._task_options = pool_task_options(task_options)
         _check_depth()
         self._options: PoolOptions = options
         self._max_workers = options.max_workers
         self._pool = Supervisor(options)
         self._pool.close_with(self)
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Have a worker call ``fn(*args, **kwargs)``.
-
-        Parameters
-        ----------
-        fn : callable
-            What to call. Lambdas, closures and functions of ``__main__`` travel by value.
-        *args, **kwargs
-            Its arguments.
-
-        Returns
-        -------
-        loky.Future
-            The call's future result.
-
-        Raises
-        ------
-        TypeError
-            `fn` cannot be called.
-        ShutdownExecutorError
-            The executor was shut down.
-        BrokenProcessPool
-            The pool is broken; the message says why.
-        RuntimeError
-            The interpreter is shutting down.
-        """
-        pool = self._pool
-        if pool.refusing:
-            self._refuse()
-        if not callable(fn):
-            raise TypeError(f"submit needs a callable, got {fn!r}")
-        future: Future[T] = Future()
-        pool.submit(future, fn, args, kwargs)
-        return future
-
-    def map(
-        self,
-        fn: Callable[..., T],
-        *iterables: Iterable[Any],
-        timeout: float | None = None,
-        chunksize: int = 1,
-        buffersize: int | None = None,
-        **ignored: Any,
-    ) -> Iterator[T]:
-        """Call `fn` with the items of the iterables, taken together, in the workers.
-
-        Parameters
-        ----------
-        fn : callable
-            Takes as many arguments as there are iterables.
-        *iterables : iterable
-            Where the arguments come from; the shortest decides how many calls there are.
-        timeout : float, optional
-            Seconds from now after which getting a result raises `TimeoutError`.
-        chunksize : int
-            Items per task, at least 1. Larger chunks cost less per item; an error, or a crash,
-            costs the whole chunk.
-        buffersize : int, optional
-            How many tasks may be submitted ahead of the result that is being waited for, so that
-            endless or huge inputs are consumed as results are taken. Default: all at once.
-        **ignored
-            Any other keyword is ignored, with a warning.
-
-        Returns
-        -------
-        iterator
-            The results, in the order of the input. Closing it cancels what has not started.
-
-        Raises
-        ------
-        TypeError, ValueError
-            An argument is not what it must be.
-        ShutdownExecutorError, BrokenProcessPool, RuntimeError
-            As for `submit`.
-        """
-        if ignored:
-            import warnings
-
-            warnings.warn(
-                f"map ignores the keyword arguments {', '.join(map(repr, ignored))}. It knows "
-                "'timeout', 'chunksize' and 'buffersize'; arguments for the function belong into "
-                "it, by functools.partial for instance.",
-                stacklevel=2,
-            )
-        timeout, chunksize, buffersize = check_arguments(fn, timeout, chunksize, buffersize)
-        return start_map(self._submit_many, fn, iterables, timeout, chunksize, buffersize)
-
-    def _submit_many(
-        self,
-        calls: list[tuple[Callable[..., Any], tuple[Any, ...]]],
-        waiting: deque[Future[Any]],
-    ) -> None:
-        if self._pool.refusing:
-            self._refuse()
-        ids = self._pool.ids
-        tasks = [Task(next(ids), fn, args, {}, Future()) for fn, args in calls]
-        # Noted first: whatever an interrupt leaves submitted, the caller can cancel.
-        waiting.extend([task.future for task in tasks])
-        self._pool.submit_many(tasks)
-
-    def _refuse(self) -> None:
-        """Say why nothing can be submitted any more."""
-        from .errors import ShutdownExecutorError
-        from .pool import lifetime
-        from .pool.outcome import error_for
-
-        pool = self._pool
-        if pool.broken is not None:
-            raise error_for(pool.broken)
-        if lifetime.interpreter_is_leaving:
-            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
-        raise ShutdownExecutorError("cannot schedule new futures after shutdown")
 
     def shutdown(
         self, wait: bool = True, kill_workers: bool = False, *, cancel_futures: bool = False

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from .options import check_max_workers
 from .process_executor import ProcessPoolExecutor
+from .task_options import TaskOptions, pool_task_options
 
 __all__ = ["get_reusable_executor"]
 
@@ -36,6 +37,7 @@ _DEFAULTS: dict[str, Any] = {
     "mp_context": None,
     "max_tasks_per_child": None,
     "crash_policy": None,
+    "task_options": None,
 }
 _executor_lock = threading.RLock()
 _executor: _ReusablePoolExecutor | None = None
@@ -58,6 +60,7 @@ def get_reusable_executor(
     mp_context: Any = None,
     max_tasks_per_child: int | None = None,
     crash_policy: str | None = None,
+    task_options: Mapping[str, Any] | TaskOptions | None = None,
 ) -> _ReusablePoolExecutor:
     """Return the process's executor: the one that is there if it fits, else a new one.
 
@@ -76,7 +79,7 @@ def get_reusable_executor(
         `max_workers`; ``True``: whatever its arguments; ``False``: make a new one.
     context, mp_context, job_reducers, result_reducers, initializer, initargs, env
         See `loky.ProcessPoolExecutor`.
-    max_tasks_per_child, crash_policy
+    max_tasks_per_child, crash_policy, task_options
         See `loky.ProcessPoolExecutor`.
 
     Returns
@@ -104,6 +107,7 @@ def get_reusable_executor(
         mp_context=mp_context,
         max_tasks_per_child=max_tasks_per_child,
         crash_policy=crash_policy,
+        task_options=pool_task_options(task_options),
     )
     return executor
 

@@ -138,17 +138,18 @@ def _timeout(value: Any) -> float | None:
     return None if value is None else seconds_of("timeout", value, positive=True)
 
 
-def _whole(name: str, value: Any) -> int:
+def check_whole(name: str, value: Any, *, least: int | None = None) -> int:
+    """A whole number, no smaller than `least`."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
-    return int(value.__index__())
+    number = int(value.__index__())
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be >= {least}, got {number}")
+    return number
 
 
 def _retries(value: Any) -> int:
-    number = _whole("retries", value)
-    if number < 0:
-        raise ValueError(f"retries must be at least 0, got {number}")
-    return number
+    return check_whole("retries", value, least=0)
 
 
 def _retry_on(value: Any) -> tuple[Any, ...]:
@@ -173,7 +174,7 @@ def _backoff(value: Any) -> float | tuple[float, ...]:
 
 
 def _priority(value: Any) -> int:
-    return _whole("priority", value)
+    return check_whole("priority", value)
 
 
 def _name(value: Any) -> str | None:

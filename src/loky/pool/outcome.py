@@ -136,7 +136,7 @@ def may_retry(task: Task) -> bool:
 
 def retriable(task: Task, payload: Any) -> BaseException | None:
     """The exception that the task raised if it is to be tried again, else it is settled with it."""
-    error = _rebuild(task, protocol.ERROR, payload)
+    error = rebuild(name_of_task(task), protocol.ERROR, payload)
     if task.control is not None and isinstance(error, task.control.options.exceptions):
         return error
     fail(task, error)
@@ -161,8 +161,11 @@ def with_history(error: BaseException, task: Task) -> BaseException:
         error.attempts = attempts  # type: ignore[attr-defined]
     except AttributeError:  # a class with slots, of the user's
         pass
-    if hasattr(error, "add_note"):
-        error.add_note("\n".join(lines))
+    history = "\n".join(lines)
+    if type(error).__module__ == "loky.errors":  # its message is ours
+        error.args = (f"{error}\n{history}",)
+    elif hasattr(error, "add_note"):  # not on 3.10
+        error.add_note(history)
     return error
 
 
@@ -173,18 +176,18 @@ def deliver(task: Task, reply: tuple[int, Any]) -> None:
         try:
             result = pickling.loads(payload)
         except BaseException as error:
-            fail(task, _unreadable(task, "result", error))
+            fail(task, _unreadable(name_of_task(task), "result", error))
         else:
             task.future._settle(result, None)
         return
-    fail(task, _rebuild(task, kind, payload))
+    fail(task, rebuild(name_of_task(task), kind, payload))
 
 
-def _unreadable(task: Task, what: str, error: BaseException, text: str = "") -> BaseException:
+def _unreadable(name: str, what: str, error: BaseException, text: str = "") -> BaseException:
     from ..errors import RemoteTraceback, ResultUnpicklingError
 
     failure = ResultUnpicklingError(
-        f"A result has failed to un-serialize: the {what} of task {name_of_task(task)}: "
+        f"A result has failed to un-serialize: the {what} of task {name}: "
         f"{type(error).__name__}: {error}. The task itself was run; make sure that its {what} can "
         "be rebuilt from its pickle, in the parent process."
     )
@@ -197,15 +200,14 @@ def _unreadable(task: Task, what: str, error: BaseException, text: str = "") -> 
     return failure
 
 
-def _rebuild(task: Task, kind: int, payload: Any) -> BaseException:
-    """The exception that a worker reported."""
+def rebuild(name: str, kind: int, payload: Any) -> BaseException:
+    """The exception that a worker reported about the task of that name."""
     from pickle import PicklingError
 
     from ..errors import RemoteTraceback, ResultUnpicklingError, TaskUnpicklingError
 
     text, summary, pickled = protocol.unpack_error(payload)
     where, kind_name, message = pickling.loads(summary)
-    name = name_of_task(task)
     error: BaseException
     if kind == protocol.UNREADABLE:
         error = TaskUnpicklingError(
@@ -235,7 +237,7 @@ def _rebuild(task: Task, kind: int, payload: Any) -> BaseException:
             if not isinstance(error, BaseException):
                 raise TypeError(f"it was rebuilt as a {type(error).__name__}")
         except BaseException as problem:
-            return _unreadable(task, f"exception {kind_name}", problem, text)
+            return _unreadable(name, f"exception {kind_name}", problem, text)
     error.__cause__ = RemoteTraceback(text)
     return error
 

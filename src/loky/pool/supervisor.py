@@ -331,6 +331,11 @@ class Supervisor:
             future._sleepers.forget(sleeper)
         return bool(future.cancelled())
 
+    def cancel_later(self, task: Any) -> None:
+        """See `future.Canceller`."""
+        if task is not None and self.state < CLOSED:
+            self.post(self._cancel, task, True, None)
+
     def _cancel(self, task: Task, kill: bool, sleeper: Any) -> None:
         if kill:
             self.scheduler.stop(task)

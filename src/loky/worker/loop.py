@@ -115,19 +115,19 @@ def run(
     """
     if payload is None:
         error = MemoryError("no memory or no descriptor left to receive the task's arguments")
-        return protocol.UNREADABLE, _pack(error, "unpickling the task"), 0.0, None
+        return protocol.UNREADABLE, pack_exception(error, "unpickling the task"), 0.0, None
     try:
         if prefix:
             compat.update(pickling.loads(prefix))
         fn, args, kwargs = used = pickling.loads(payload)
     except BaseException as error:
-        return protocol.UNREADABLE, _pack(error, "unpickling the task"), 0.0, None
+        return protocol.UNREADABLE, pack_exception(error, "unpickling the task"), 0.0, None
     start = perf_counter()
     try:
         value = fn(*args, **kwargs)
     except BaseException as error:
         seconds = perf_counter() - start
-        return protocol.ERROR, _pack(error, ""), seconds, used
+        return protocol.ERROR, pack_exception(error), seconds, used
     seconds = perf_counter() - start
     try:
         if pickling.is_plain(value):
@@ -135,7 +135,7 @@ def run(
         return protocol.PICKLE, pickling.dumps_result(value), seconds, used
     except BaseException as error:
         where = pickling.where_it_fails(value, "result", pickling.dumps_result)
-        return protocol.BAD_RESULT, _pack(error, where), seconds, used
+        return protocol.BAD_RESULT, pack_exception(error, where), seconds, used
 
 
 def _initialize(line: Line, pickler: str | None, initializer: bytes | None) -> bool:
@@ -153,12 +153,12 @@ def _initialize(line: Line, pickler: str | None, initializer: bytes | None) -> b
             fn, args = pickling.loads(call)
             fn(*args)
     except BaseException as error:
-        line.send(protocol.INIT_FAILED, 0, _pack(error, ""))
+        line.send(protocol.INIT_FAILED, 0, pack_exception(error))
         return False
     return True
 
 
-def _pack(error: BaseException, where: str) -> bytes:
+def pack_exception(error: BaseException, where: str = "") -> bytes:
     """Pickle an exception so that the parent can surely read at least its text."""
     import traceback
 

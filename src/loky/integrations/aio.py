@@ -1,0 +1,93 @@
+"""asyncio: futures and maps that are awaited. No threads: an arrival is a callback into the loop.
+
+Rule 1: nothing here waits. What is cancelled is told so and left to the pool.
+
+Rule 2: cancelling whoever awaits cancels the work, and kills it if it runs: a result that nobody
+will see must not hold a worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, TypeVar
+
+from ..future import Future
+from ..mapping import Entry, MapOptions, Mapping, Raise, Submit
+
+T = TypeVar("T")
+
+
+async def outcome_of(future: Future[T]) -> T:
+    """Await a future of the pool; cancelled, stop its task."""
+    loop = asyncio.get_running_loop()
+    arrived = loop.create_future()
+    future.add_done_callback(lambda _: _call_soon(loop, _set, arrived))
+    try:
+        await arrived
+    except asyncio.CancelledError:
+        future._stop_soon()
+        raise
+    return future.result()
+
+
+def results_of_map(
+    submit: Submit, fn: Callable[..., T], iterables: tuple[Iterable[Any], ...], options: MapOptions
+) -> AsyncIterator[T]:
+    """Submit the calls of a map now; their results, to be awaited."""
+    return _AsyncMap(submit, fn, iterables, options).results()
+
+
+class _AsyncMap(Mapping[T]):
+    """See `mapping.Mapping`."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Queue[Future[Any]] = asyncio.Queue()
+        self.start()
+
+    async def results(self) -> AsyncIterator[T]:
+        try:
+            while (entry := await self._take()) is not None:
+                values = self._values(entry)
+                entry = None
+                if not (values and type(values[0]) is Raise):
+                    self._advance()
+                while values:
+                    value = values.pop()
+                    if type(value) is Raise:
+                        raise value.error
+                    yield value
+        finally:
+            self._abandon(kill=True, wait=False)
+
+    async def _take(self) -> Entry | None:
+        if self._options.ordered:
+            if not self._entries:
+                return None
+            future = self._entries[0].future
+            if not future.done():
+                arrived = self._loop.create_future()
+                future.add_done_callback(lambda _: _call_soon(self._loop, _set, arrived))
+                await arrived
+            return self._entries.popleft()
+        if not self._by_future:
+            return None
+        return self._by_future.pop(await self._done.get())
+
+    def _arrived(self, future: Any) -> None:
+        _call_soon(self._loop, self._done.put_nowait, future)
+
+
+def _set(arrived: asyncio.Future[None]) -> None:
+    if not arrived.done():
+        arrived.set_result(None)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., Any], what: Any) -> None:
+    """Have the loop call this; if it is closed, nobody waits any more."""
+    try:
+        loop.call_soon_threadsafe(function, what)
+    except RuntimeError:
+        pass

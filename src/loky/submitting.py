@@ -1,0 +1,238 @@
+"""What can be done with an executor once it is there: `submit`, `map`, their likes, and `options`.
+
+Rule 1: no I/O and no decisions here. Arguments are checked, calls become tasks, the pool
+(`loky.pool.supervisor`) does the rest.
+
+Executors and the views that `options` gives differ in one thing only, the options of the tasks that
+they submit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from .future import Future
+from .mapping import MapIterator, Submit, map_options
+from .pool.model import Control, Task
+from .pool.supervisor import Supervisor
+from .task_options import TaskOptions, task_options
+
+T = TypeVar("T")
+
+
+class Submitting(Executor):
+    """The common part of executors and their views.
+
+    Attributes are private: `_pool`, and the options of all tasks submitted here, if any.
+    """
+
+    _pool: Supervisor
+    _task_options: TaskOptions | None = None
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Have a worker call ``fn(*args, **kwargs)``.
+
+        Parameters
+        ----------
+        fn : callable
+            What to call. Lambdas, closures and functions of ``__main__`` travel by value.
+        *args, **kwargs
+            Its arguments.
+
+        Returns
+        -------
+        loky.Future
+            The call's future result.
+
+        Raises
+        ------
+        TypeError
+            `fn` cannot be called.
+        ShutdownExecutorError
+            The executor was shut down.
+        BrokenProcessPool
+            The pool is broken; the message says why.
+        RuntimeError
+            The interpreter is shutting down.
+        """
+        pool = self._pool
+        if pool.refusing:
+            self._refuse()
+        if not callable(fn):
+            raise TypeError(f"submit needs a callable, got {fn!r}")
+        future: Future[T] = Future()
+        pool.submit(future, fn, args, kwargs, self._task_options)
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        on_error: str = "raise",
+    ) -> MapIterator[T]:
+        """Call `fn` with the items of the iterables, taken together, in the workers.
+
+        Parameters
+        ----------
+        fn : callable
+            Takes as many arguments as there are iterables.
+        *iterables : iterable
+            Where the arguments come from; the shortest decides how many calls there are.
+        timeout : float, optional
+            Seconds from now after which getting a result raises `TimeoutError`.
+        chunksize : int
+            Items per task, at least 1. Larger chunks cost less per item; a crash, a time-out or a
+            retry costs the whole chunk.
+        buffersize : int, optional
+            How many tasks may be submitted ahead of the result that is being waited for, so that
+            endless or huge inputs are consumed as results are taken. Default: all at once.
+        ordered : bool
+            Whether results come in the order of the input (the default), or as they are ready.
+        on_error : {"raise", "collect", "skip"}
+            What becomes of an item that fails: its exception is raised, which ends the iteration
+            (the default); or comes in the place of a result; or nothing comes.
+
+        Returns
+        -------
+        MapIterator
+            The results. Closing it (``close()``) cancels what has not started. After an early end,
+            ``finished()`` has the results that were there and not handed out yet.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument is not what it must be.
+        ShutdownExecutorError, BrokenProcessPool, RuntimeError
+            As for `submit`.
+        """
+        options = map_options(fn, timeout, chunksize, buffersize, ordered, on_error)
+        return MapIterator(self._submit_for_map(), fn, iterables, options)
+
+    async def asubmit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        """Call ``fn(*args, **kwargs)`` in a worker and await its result, in asyncio.
+
+        If the awaiting task is cancelled, so is the call, also when it is running: its worker is
+        ended and replaced. No thread is used.
+
+        Raises
+        ------
+        asyncio.CancelledError
+            The awaiting task was cancelled.
+        Exception
+            As for `submit`, and whatever the call raised.
+        """
+        from .integrations.aio import outcome_of
+
+        return await outcome_of(self.submit(fn, *args, **kwargs))
+
+    def amap(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        chunksize: int = 1,
+        buffersize: int | None = None,
+        ordered: bool = True,
+        on_error: str = "raise",
+    ) -> AsyncIterator[T]:
+        """Like `map`, for ``async for`` in asyncio.
+
+        Leaving the loop early, by an exception or because the awaiting task is cancelled, cancels
+        what is left, what is running included. For a time limit use `asyncio.timeout`.
+        """
+        from .integrations.aio import results_of_map
+
+        options = map_options(fn, None, chunksize, buffersize, ordered, on_error)
+        return results_of_map(self._submit_for_map(), fn, iterables, options)
+
+    def options(self, **options: Any) -> ExecutorView:
+        """Return a view of this executor whose tasks are treated differently.
+
+        The view has the same methods and shares the workers. A view of a view adds to its options.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds that a task may run, counted from its start in a worker. Then its worker is
+            ended and its future gets `TaskTimeoutError`.
+        retries : int
+            How many more times a task is tried after a failure that `retry_on` names.
+        retry_on : collection of {"crash", "timeout", "memory"} and exception types
+            Which failures are worth another attempt. Default: the three, and no exception.
+        backoff : float or sequence of float
+            Seconds to wait before a retry; a number is doubled for each further one.
+        priority : int
+            Tasks with a higher one go first, equal ones in the order of their submission.
+            Default: 0.
+        name : str, optional
+            What reports call the task. Default: the name of its function.
+        kill_grace : float
+            Seconds between asking a worker to end and killing it. Default: 1.
+
+        Returns
+        -------
+        ExecutorView
+            See `TaskOptions` for the details of each option.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An option is not what it must be, or there is none of that name.
+        """
+        return ExecutorView(self, task_options(options, self._task_options))
+
+    def _submit_for_map(self) -> Submit:
+        options = self._task_options
+        retries = options is not None and options.retries > 0 and bool(options.exceptions)
+        return Submit(self._submit_many, self._pool.will_wait, retries)
+
+    def _submit_many(
+        self,
+        calls: list[tuple[Callable[..., Any], tuple[Any, ...]]],
+        waiting: deque[Future[Any]],
+    ) -> None:
+        if self._pool.refusing:
+            self._refuse()
+        ids = self._pool.ids
+        tasks = [Task(next(ids), fn, args, {}, Future()) for fn, args in calls]
+        if self._task_options is not None:
+            for task in tasks:
+                task.control = Control(self._task_options)
+        # Noted first: whatever an interrupt leaves submitted, the caller can cancel.
+        waiting.extend([task.future for task in tasks])
+        self._pool.submit_many(tasks)
+
+    def _refuse(self) -> None:
+        """Say why nothing can be submitted any more."""
+        from .errors import ShutdownExecutorError
+        from .pool import lifetime
+        from .pool.outcome import error_for
+
+        pool = self._pool
+        if pool.broken is not None:
+            raise error_for(pool.broken)
+        if lifetime.interpreter_is_leaving:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        raise ShutdownExecutorError("cannot schedule new futures after shutdown")
+
+
+class ExecutorView(Submitting):
+    """An executor's workers with other options for the tasks; made by `options`."""
+
+    def __init__(self, executor: Submitting, options: TaskOptions | None) -> None:
+        self._executor = executor  # collected, it would shut the pool down
+        self._pool = executor._pool
+        self._task_options = options
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Shut the executor down, see there: it is the same pool."""
+        self._executor.shutdown(wait, cancel_futures=cancel_futures)
+
+    def __repr__(self) -> str:
+        return f"<view of {self._executor!r} with {self._task_options}>"
