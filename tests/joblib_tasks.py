@@ -26,6 +26,23 @@ def look_at(array: Any) -> tuple[str, str | None, float, int]:
     return type(array).__name__, name and str(name), float(array.sum()), os.getpid()
 
 
+_kept: list[Any] = []
+
+
+def keep(array: Any) -> str:
+    """Hold on to the array; its file."""
+    _kept.append(array)
+    return str(array.filename)
+
+
+def forget_through(path: str) -> float:
+    """Wait at the gate, then let go of what was kept; what was in it until then."""
+    pass_through(path)
+    total = float(sum(array.sum() for array in _kept))
+    _kept.clear()
+    return total
+
+
 def nested(backend: str | None) -> tuple[int, list[tuple[str, int]], str]:
     """Parallel calls within a task: this process, who did them, what joblib thought of it."""
     with Parallel(n_jobs=2, backend=backend) as inner:

@@ -143,6 +143,17 @@ def test_large_arrays_are_mapped_and_their_files_go_with_the_call(tmp_path: Path
 
 
 @pytest.mark.usefixtures("registered")
+def test_an_array_that_a_worker_keeps_stays_until_it_lets_go(tmp_path: Path) -> None:
+    with parallel_config(temp_folder=str(tmp_path)), Gate(tmp_path) as gate:
+        file, _ = Parallel(n_jobs=2)([delayed(tasks.keep)(np.ones(BIG)), delayed(str)()])
+        assert os.path.exists(file)
+        gate.open(2)
+        seen = Parallel(n_jobs=2)(delayed(tasks.forget_through)(gate.path) for _ in range(2))
+    assert sum(seen) == BIG
+    assert gone(file)
+
+
+@pytest.mark.usefixtures("registered")
 def test_options_of_memory_mapping_are_heeded(tmp_path: Path) -> None:
     big = np.ones(BIG)
     (seen,) = {s[:2] for s in Parallel(n_jobs=2, max_nbytes=None)([delayed(tasks.look_at)(big)])}
@@ -370,3 +381,17 @@ def test_a_generator_that_is_dropped_stops_what_it_runs(tmp_path: Path) -> None:
             del results
         assert all(ended(pid) for pid in pids)
     assert Parallel(n_jobs=2)(delayed(tasks.whose)() for _ in range(2)) == ["ours"] * 2
+
+
+# ---------------------------------------------------------------------- scikit-learn
+
+
+@pytest.mark.timeout(85)
+def test_a_grid_search_has_the_same_scores() -> None:
+    """The slow lane: skipped where scikit-learn is not installed, as in the `test` extra."""
+    pytest.importorskip("sklearn")
+    example = Path(__file__).parent.parent / "examples" / "gridsearch.py"
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=80)
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert "the same scores: True; all fits in our workers: True" in done.stdout
