@@ -232,6 +232,18 @@ def test_an_idle_executor_that_is_collected() -> None:
 
 
 @pytest.mark.usefixtures("no_leftovers")
+def test_the_exception_of_a_map_does_not_keep_the_executor() -> None:
+    executor = ProcessPoolExecutor(1)
+    pids = [executor.submit(os.getpid).result()]
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(executor.map(divmod, [1] * 10, [0] * 10, buffersize=2))
+    del executor
+    gc.collect()
+    assert all_ended(pids)
+    assert caught.value.__traceback__ is not None
+
+
+@pytest.mark.usefixtures("no_leftovers")
 def test_an_executor_collected_by_its_own_callback() -> None:
     executors = [ProcessPoolExecutor(1)]
     dropped = threading.Event()

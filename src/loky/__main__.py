@@ -15,6 +15,7 @@ import sys
 from loky import __version__
 
 _COMMANDS = {
+    "chaos": "strike a pool's workers while it works, and judge every outcome",
     "demo": "do real work in parallel, lose a worker on the way, and check the outcome",
     "info": "say what loky sees of this machine: CPUs and why, versions, capabilities",
 }
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
     SystemExit
         With code 2 for a command line that is not understood, with 0 after ``--help``.
     """
-    commands = "\n".join(f"  {name}  {text}" for name, text in _COMMANDS.items())
+    commands = "\n".join(f"  {name:5}  {text}" for name, text in _COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="python -m loky",
         description="A process pool that a crash cannot break.",
@@ -51,6 +52,10 @@ def main(arguments: list[str]) -> int:
     command: str = parser.parse_args(arguments[:1]).command
     rest = arguments[1:]
 
+    if command == "chaos":
+        from loky.cli import chaos
+
+        return chaos.main(rest)
     if command == "info":
         from loky.cli import info
 

@@ -122,7 +122,7 @@ class Mapping(Generic[T]):
         iterables: tuple[Iterable[Any], ...],
         options: MapOptions,
     ) -> None:
-        self._submit = submit
+        self._submit: Submit | None = submit
         self._will_wait = submit.will_wait
         self._fn = fn
         self._options = options
@@ -148,7 +148,7 @@ class Mapping(Generic[T]):
             self._abandon(kill=isinstance(error, KeyboardInterrupt))
             raise
         if self._options.buffersize is None:
-            del self._submit  # and with it the executor
+            self._submit = None  # and with it the executor
 
     # ------------------------------------------------------------------ submitting
 
@@ -166,6 +166,7 @@ class Mapping(Generic[T]):
             self._submit_batch(batch)
 
     def _submit_batch(self, batch: list[Any]) -> None:
+        assert self._submit is not None, "closed"
         self._submit.many(batch, self._new)
         chunked = self._options.chunksize > 1
         for _, arguments in batch:
@@ -252,6 +253,7 @@ class Mapping(Generic[T]):
         self._entries.clear()
         self._by_future.clear()
         self._calls = iter(())
+        self._submit = None  # whoever keeps an exception keeps this, but must not keep the executor
         left = [entry.future for entry in self._left]
         left += self._new
         self._new.clear()

@@ -1,0 +1,409 @@
+"""From a seed to what will be done: a pure function.
+
+Rule 1: every choice of a chaos run is made here, and each is drawn from `random.Random(seed)`. What
+the operating system then makes of it (who is faster, whom a signal meets) is not replayed; the
+history of actions is.
+
+Rule 2: no I/O, no clock, nothing of the pool's. Times are seconds from the start of an episode.
+
+A run is a sequence of *episodes*. Each makes a pool, lets several *actors* work on it at the same
+time, each with its own list of actions, and ends the pool in some way. Episode k of a seed is the
+same whatever came before it, so it can be replayed alone.
+
+What the pool promises has bounds, and a plan stays within them: deaths of idle or starting workers
+break the pool when there are too many (the restart intensity), so strikes that may meet an idle
+worker have a budget. Where the plan exceeds it on purpose (the ending "storm"), a broken pool is
+what has to come of it.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from dataclasses import dataclass, field
+from typing import Any
+
+# kind -> weight. Those that take `seconds` or `size` are drawn below.
+GOOD = {
+    "quick": 30,
+    "sleep": 12,
+    "spin": 8,
+    "large-argument": 4,
+    "large-result": 4,
+    "large-both": 2,
+    "slow-to-pickle": 2,
+    "slow-to-load": 2,
+    "closure": 4,
+    "hold-the-gil": 3,
+    "leak": 2,
+    "thread": 2,
+    "fork": 2,
+    "fork-and-wait": 1,
+    "fork-twice": 1,
+    "ignore-sigterm": 1,
+}
+FAILING = {
+    "raise": 4,
+    "raise-unpicklable": 2,
+    "raise-unloadable": 2,
+    "bad-argument": 2,
+    "unloadable-argument": 2,
+    "bad-result": 2,
+    "unloadable-result": 2,
+    "sys-exit": 1,
+    "interrupt": 1,
+}
+DEADLY = {"exit": 3, "segfault": 2, "abort": 1, "kill-self": 2, "close-all": 2}
+# Their arguments or results run code of theirs in the parent; a map over them would be slow.
+FOR_MAP = {"quick": 40, "sleep": 4, "large-result": 2, "raise": 1, "exit": 1, "slow-to-load": 1}
+
+# What a callback does besides being counted.
+CALLBACKS = {"count": 20, "submit": 2, "wait": 2, "raise": 1, "slow": 1, "cancel": 1}
+
+SIGNALS = {"KILL": 5, "TERM": 2, "SEGV": 2, "STOP": 4}
+
+BOMBS = 2
+
+# By the tasks after which workers are replaced: how much rarer actions are.
+DEAR = {1: 25, 3: 10, 20: 3}
+
+
+def strikes_on_anybody(workers: int) -> int:
+    """How many strikes a pool of that size bears that may meet idle or starting workers.
+
+    It breaks after max(3, 2 x workers) failed starts in a row, or more than 5 + 2 x workers deaths
+    outside of tasks; bombs, and tasks that end a moment before the strike that was meant for them,
+    need some of those.
+    """
+    return max(3, 2 * workers) - 1
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of `tasks.work`."""
+
+    number: int
+    kind: str
+    seconds: float = 0.0
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Submit a call, with a callback of this kind; then perhaps wait for its result."""
+
+    at: float
+    call: Call
+    callback: str = "count"
+    wait: bool = False
+
+
+@dataclass(frozen=True)
+class Burst:
+    """Submit many quick calls, one right after the other."""
+
+    at: float
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True)
+class Map:
+    """Map over calls, take the first `take` results, then close the iterator."""
+
+    at: float
+    calls: tuple[Call, ...]
+    chunksize: int
+    buffersize: int | None
+    take: int
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Cancel a call that the same actor has submitted."""
+
+    at: float
+    number: int
+    kill: bool
+
+
+@dataclass(frozen=True)
+class Rescue:
+    """Wait until somebody has submitted this call; so many seconds later, cancel it with `kill`."""
+
+    at: float
+    number: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Wait until the future of a call that the same actor has submitted is done."""
+
+    at: float
+    number: int
+
+
+@dataclass(frozen=True)
+class Strike:
+    """Send a worker a signal. `pick` chooses the worker, `busy` asks for one in a long task.
+
+    STOP is followed by CONT after `seconds`.
+    """
+
+    at: float
+    signal: str
+    busy: bool
+    pick: float
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Ask for the reusable executor with this many workers."""
+
+    at: float
+    workers: int
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Ask for the reusable executor with other arguments: another one takes its place."""
+
+    at: float
+    workers: int
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Fork the parent; the child looks at what it has inherited, and perhaps makes a pool."""
+
+    at: float
+    makes_pool: bool
+
+
+Action = Submit | Burst | Map | Cancel | Rescue | Wait | Strike | Resize | Swap | Fork
+
+
+@dataclass
+class Episode:
+    """One pool's life.
+
+    `ending` is one of: drain, shutdown, kill, cancel, collect, storm. With `early`, it comes while
+    the actors are still at work.
+    """
+
+    seed: int
+    index: int
+    workers: int
+    reusable: bool
+    options: dict[str, Any]
+    seconds: float
+    ending: str
+    early: bool
+    actors: dict[str, list[Action]] = field(default_factory=dict)
+
+    def calls(self) -> list[Call]:
+        """Every call of the plan; callbacks that submit make some more."""
+        found: list[Call] = []
+        for actions in self.actors.values():
+            for action in actions:
+                if isinstance(action, Submit):
+                    found.append(action.call)
+                elif isinstance(action, Burst | Map):
+                    found += action.calls
+        return found
+
+
+class _Planner:
+    def __init__(self, seed: int, index: int, max_workers: int) -> None:
+        self.random = random.Random(f"loky chaos {seed} {index}")
+        draw = self.random
+        self.max_workers = max_workers
+        self.numbers = 0
+        workers = draw.randint(1, max_workers)
+        reusable = draw.random() < 0.5
+        options: dict[str, Any] = {
+            "timeout": draw.choice([None, None, 0.02, 0.3]),
+            "max_tasks_per_child": draw.choice([None, None, None, 1, 3, 20]),
+            "initializer": draw.choice(["", "", "", "quick", "slow"]),
+            "crash_policy": "isolate",
+        }
+        ending = self._one({"drain": 6, "shutdown": 4, "kill": 3, "cancel": 3, "collect": 3})
+        if draw.random() < 0.08:
+            options["crash_policy"] = "break"
+        elif draw.random() < 0.08:
+            ending = "storm"
+            options["timeout"] = None
+        # Where workers are often replaced there must be fewer tasks, or it takes too long.
+        self.dear = DEAR.get(options["max_tasks_per_child"], 1)
+        early = ending in ("shutdown", "kill", "cancel") and draw.random() < 0.4
+        self.episode = Episode(
+            seed,
+            index,
+            workers,
+            reusable,
+            options,
+            round(draw.uniform(0.6, 3.0), 3),
+            ending,
+            early,
+        )
+
+    def _one(self, weights: dict[str, int]) -> str:
+        return self.random.choices(list(weights), list(weights.values()))[0]
+
+    def _number(self) -> int:
+        self.numbers += 1
+        return self.numbers
+
+    def _call(self, kind: str) -> Call:
+        draw = self.random
+        seconds = 0.0
+        size = 0
+        if kind == "sleep":
+            seconds = draw.choice([0.001, 0.003, 0.02, 0.1, 0.3])
+        elif kind in ("spin", "hold-the-gil"):
+            seconds = draw.choice([0.0005, 0.002, 0.02, 0.1])
+        elif kind in ("slow-to-pickle", "slow-to-load"):
+            seconds = draw.choice([0.001, 0.02])
+        elif kind in ("fork", "fork-and-wait", "thread"):
+            seconds = draw.choice([0.0, 0.05, 0.3])
+            size = draw.randint(0, 1)
+        elif kind == "ignore-sigterm":
+            seconds = draw.choice([0.0, 0.1])
+        elif kind == "bomb":
+            seconds = draw.choice([0.0, 0.001, 0.01, 0.1])
+        elif kind == "stuck":
+            seconds = 1000.0
+        elif kind in ("large-argument", "large-result", "large-both"):
+            size = draw.choice([30_000, 33_000, 200_000, 300_000, 4_000_000])
+        elif kind == "leak":
+            size = draw.choice([100_000, 2_000_000])
+        return Call(self._number(), kind, seconds, size)
+
+    def make(self) -> Episode:
+        episode = self.episode
+        draw = self.random
+        smallest = self._director()
+        bombs = draw.randint(0, BOMBS)
+        for index in range(draw.randint(1, 3)):
+            bombs = self._submitter(f"submitter-{index + 1}", bombs)
+        self._striker(strikes_on_anybody(smallest))
+        return episode
+
+    def _times(self, mean_gap: float, part: float = 1.0) -> list[float]:
+        """Moments of an actor's actions: at random, on average that far apart."""
+        times = []
+        at = self.random.expovariate(1 / mean_gap)
+        while at < self.episode.seconds * part:
+            times.append(round(at, 4))
+            at += self.random.expovariate(1 / mean_gap)
+        return times
+
+    def _submitter(self, name: str, bombs: int) -> int:
+        draw = self.random
+        actions: list[Action] = []
+        rescues: list[Action] = []
+        mine: list[int] = []
+        stuck: set[int] = set()
+        mood = draw.choice([0.005, 0.015, 0.05]) * self.dear
+        danger = draw.choice([0.0, 0.03, 0.15])
+        for at in self._times(mood):
+            chance = draw.random()
+            if chance < 0.03:
+                count = draw.choice([2, 5] if self.dear > 5 else [5, 40, 200])
+                calls = tuple(self._call("quick") for _ in range(count))
+                actions.append(Burst(at, calls))
+                mine += [call.number for call in calls]
+            elif chance < 0.06:
+                actions.append(self._map(at))
+            elif chance < 0.16 and mine:
+                near = mine[-draw.choice([1, 3, 30, 300]) :]
+                number = draw.choice(near)
+                kill = draw.random() < 0.4
+                actions.append(Cancel(at, number, kill))
+            elif chance < 0.20 and mine:
+                number = draw.choice(mine[-20:])
+                if number not in stuck:
+                    actions.append(Wait(at, number))
+            else:
+                if bombs and draw.random() < 0.02:
+                    kind = "bomb"
+                    bombs -= 1
+                elif draw.random() < 0.02:
+                    kind = "stuck"
+                elif draw.random() < danger:
+                    kind = self._one(DEADLY)
+                elif draw.random() < 0.12:
+                    kind = self._one(FAILING)
+                else:
+                    kind = self._one(GOOD)
+                call = self._call(kind)
+                waits = kind != "stuck" and draw.random() < 0.15
+                actions.append(Submit(at, call, self._one(CALLBACKS), waits))
+                mine.append(call.number)
+                if kind == "stuck":
+                    stuck.add(call.number)
+                    rescues.append(Rescue(at, call.number, draw.choice([0.0, 0.01, 0.1, 0.4])))
+        self.episode.actors[name] = actions
+        # By somebody else: whoever has submitted them may wait for what is queued behind them.
+        self.episode.actors[f"rescuer of {name}"] = rescues
+        return bombs
+
+    def _map(self, at: float) -> Map:
+        draw = self.random
+        count = draw.choice([2, 5] if self.dear > 5 else [3, 30, 200])
+        pure = draw.random() < 0.6
+        calls = tuple(self._call("quick" if pure else self._one(FOR_MAP)) for _ in range(count))
+        return Map(
+            at,
+            calls,
+            draw.choice([1, 1, 5]),
+            draw.choice([None, None, 1, 8]),
+            draw.choice([count, count, count // 2, 0]),
+        )
+
+    def _director(self) -> int:
+        """Plan resizes, swaps and forks; the smallest number of workers there will be."""
+        draw = self.random
+        episode = self.episode
+        actions: list[Action] = []
+        smallest = episode.workers
+        for at in self._times(0.5):
+            chance = draw.random()
+            if chance < 0.25:
+                actions.append(Fork(at, draw.random() < 0.3))
+            elif episode.reusable and chance < 0.85:
+                workers = draw.randint(1, self.max_workers)
+                smallest = min(smallest, workers)
+                actions.append(Resize(at, workers))
+            elif episode.reusable:
+                workers = draw.randint(1, self.max_workers)
+                smallest = min(smallest, workers)
+                actions.append(Swap(at, workers))
+        episode.actors["director"] = actions
+        return smallest
+
+    def _striker(self, budget: int) -> None:
+        draw = self.random
+        actions: list[Action] = []
+        # They go on while the pool is being shut down.
+        for at in self._times(draw.choice([0.04, 0.15, 0.5]), 1.3):
+            signame = self._one(SIGNALS)
+            busy = draw.random() < 0.6
+            if signame != "STOP" and not busy:
+                if budget <= 0:
+                    busy = True
+                budget -= 1
+            seconds = draw.choice([0.005, 0.05, 0.3, 1.2]) if signame == "STOP" else 0.0
+            actions.append(Strike(at, signame, busy, round(draw.random(), 6), seconds))
+        self.episode.actors["striker"] = actions
+
+
+def plan(seed: int, index: int, max_workers: int = 4) -> Episode:
+    """Episode number `index` of this seed."""
+    return _Planner(seed, index, max_workers).make()
+
+
+def signal_number(name: str) -> int:
+    """The number of a signal that a plan names."""
+    return int(getattr(signal, f"SIG{name}"))

@@ -1,0 +1,184 @@
+"""What the actors of an episode share: the executors, and the book of what befell every call.
+
+Rule 1: every call goes through `Stage.submit` or `Stage.map`, so the book has all of them.
+
+Rule 2: no lock. Each entry is written by one thread at a time, and read when all is over.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from itertools import count
+from typing import Any
+
+from . import tasks
+from .judge import CANCELLED, ERROR, VALUE, Circumstances, Fate, Outcome
+from .plan import Call, Map
+
+# Calls that callbacks make have the number of the call whose callback it was, plus this.
+SECOND = 1_000_000
+SLOW_CALLBACK_SECONDS = 0.03
+
+
+class Stage:
+    """See the top of the file.
+
+    Parameters
+    ----------
+    path : str
+        Where tasks leave their marks.
+    executor : Executor
+        What takes calls at first.
+    """
+
+    def __init__(self, path: str, executor: Any) -> None:
+        self.path = path
+        self.executor = executor
+        self.executors = [executor]
+        self.fates: dict[int, Fate] = {}
+        self.futures: dict[int, Future[Any]] = {}
+        self.facts = Circumstances()
+        self.history: list[str] = []
+        self.problems: list[str] = []
+        self._steps = count(1)
+        self._since = time.monotonic()
+        self.step = 0
+
+    def note(self, who: str, text: str) -> None:
+        """Write a line of history."""
+        self.history.append(f"{time.monotonic() - self._since:8.4f} {who}: {text}")
+        self.moved()
+
+    def moved(self) -> None:
+        """Something has happened: this is what the watchdog looks at."""
+        self.step = next(self._steps)
+
+    def put_on(self, executor: Any) -> None:
+        """From now on, this executor takes the calls."""
+        if executor is not self.executor:
+            self.executor = executor
+            self.executors.append(executor)
+
+    def submit(self, call: Call, callback: str = "count") -> Future[Any] | None:
+        """Submit a call; its future, ``None`` if it was refused."""
+        fate = self.fates[call.number] = Fate(call)
+        executor = self.executor
+        given = tasks.argument(call.number, call.kind, call.seconds, call.size)
+        arguments: tuple[Any, ...] = (
+            self.path,
+            call.number,
+            call.kind,
+            call.seconds,
+            call.size,
+            given,
+        )
+        function: Callable[..., Any] = tasks.work
+        if call.kind == "closure":
+            function, arguments = _closure(arguments), ()
+        try:
+            future: Future[Any] = executor.submit(function, *arguments)
+        except RuntimeError as error:
+            fate.refused = error.with_traceback(None)  # which would keep the executor
+            return None
+        self.futures[call.number] = future
+        future.add_done_callback(partial(self._told, fate, callback))
+        return future
+
+    def has_seen(self, number: int) -> bool:
+        """Whether this call has a future by now, or was refused."""
+        fate = self.fates.get(number)
+        return fate is not None and (number in self.futures or fate.refused is not None)
+
+    def cancel(self, number: int, kill: bool) -> bool | None:
+        """Cancel a call; the answer, ``None`` if it was refused and has no future."""
+        future: Any = self.futures.get(number)
+        if future is None:
+            return None
+        answer: bool = future.cancel(kill=True) if kill else future.cancel()
+        self.fates[number].cancels.append((kill, answer))
+        return answer
+
+    def wait(self, number: int) -> None:
+        """Wait for the end of a call, whatever it is."""
+        future = self.futures.get(number)
+        if future is not None:
+            try:
+                future.exception()
+            except CancelledError:
+                pass
+
+    def map(self, what: Map) -> int:
+        """Map over calls, take results, and leave; how many results came."""
+        fates = [Fate(call, "map") for call in what.calls]
+        self.fates.update((fate.call.number, fate) for fate in fates)
+        columns = zip(*[(c.number, c.kind, c.seconds, c.size) for c in what.calls], strict=True)
+        taken = 0
+        try:
+            results = self.executor.map(
+                tasks.work,
+                [self.path] * len(fates),
+                *columns,
+                chunksize=what.chunksize,
+                buffersize=what.buffersize,
+            )
+            if not what.take:
+                return 0  # dropped, not closed: this must cancel nothing
+            for fate in fates[: what.take]:
+                fate.outcome = Outcome(VALUE, tasks.digest(next(results)))
+                taken += 1
+                self.moved()
+            if what.take == len(fates) and next(results, None) is not None:
+                self.problems.append(f"a map of {len(fates)} calls has more results")
+            results.close()
+        except Exception as error:
+            self._ended_by(error, fates, taken, what.chunksize)
+        return taken
+
+    def _ended_by(self, error: Exception, fates: Sequence[Fate], taken: int, size: int) -> None:
+        from ..errors import ShutdownExecutorError
+
+        if isinstance(error, ShutdownExecutorError) and self.facts.closing:
+            return  # it could not submit the rest
+        if taken == len(fates):
+            self.problems.append(f"after the last result of a map came {error!r}")
+            return
+        first = taken // size * size
+        fate = fates[taken]
+        fate.chunk = tuple(each.call for each in fates[first : first + size])
+        kind = CANCELLED if isinstance(error, CancelledError) else ERROR
+        fate.outcome = Outcome(kind, error=error)
+
+    def _told(self, fate: Fate, callback: str, future: Future[Any]) -> None:
+        fate.told += 1
+        fate.outcome = outcome_of(future)
+        self.moved()
+        number = fate.call.number
+        before = self.fates.get(number - 1)
+        if callback == "submit":
+            self.submit(Call(number + SECOND, "quick"))
+        elif callback == "slow":
+            time.sleep(SLOW_CALLBACK_SECONDS)
+        elif callback == "wait" and before is not None and before.call.kind != "stuck":
+            self.wait(number - 1)
+        elif callback == "cancel" and before is not None:
+            self.cancel(number - 1, kill=False)
+        elif callback == "raise":
+            raise tasks.ChaosError("a callback that raises")
+
+
+def _closure(arguments: tuple[Any, ...]) -> Callable[[], Any]:
+    """A function that travels by value."""
+    return lambda: tasks.work(*arguments)
+
+
+def outcome_of(future: Future[Any]) -> Outcome:
+    """How a future that is done has ended."""
+    if future.cancelled():
+        return Outcome(CANCELLED)
+    error = future.exception()
+    if error is not None:
+        return Outcome(ERROR, error=error)
+    return Outcome(VALUE, tasks.digest(future.result()))
