@@ -168,3 +168,24 @@ def deep_down(levels: int, path: str) -> None:
         from pool_tasks import pass_through
 
         pass_through(path)
+
+
+# ---------------------------------------------------------------------- ends that are examined
+
+
+def burn_and_die(seconds: float) -> None:
+    import time
+
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+    os._exit(1)
+
+
+def use_memory_and_die(count: int) -> None:
+    held = b"x" * count
+    os._exit(len(held) and 1)
+
+
+def take_and_die(*args: Any, **kwargs: Any) -> None:
+    os._exit(1)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         TerminatedWorkerError,
     )
     from .future import Future
+    from .observe.postmortem import PostMortem
     from .process_executor import ProcessPoolExecutor
     from .reusable_executor import get_reusable_executor
     from .task_options import TaskOptions
@@ -49,6 +50,7 @@ __all__ = [
     "Executor",
     "Future",
     "LokyRecursionError",
+    "PostMortem",
     "ProcessPoolExecutor",
     "ResultUnpicklingError",
     "ShutdownExecutorError",
@@ -85,6 +87,7 @@ _HOME = {
     "TaskUnpicklingError": "loky.errors",
     "TerminatedWorkerError": "loky.errors",
     "Future": "loky.future",
+    "PostMortem": "loky.observe.postmortem",
     "ProcessPoolExecutor": "loky.process_executor",
     "cpu_count": "loky.cpu",
     "get_reusable_executor": "loky.reusable_executor",

@@ -27,6 +27,9 @@ import threading
 from pickle import PicklingError, UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from .observe.postmortem import PostMortem
+
 if (
     TYPE_CHECKING
     or "concurrent.futures.process" in sys.modules
@@ -76,6 +79,9 @@ class TerminatedWorkerError(BrokenProcessPool):
         did not answer.
     attempts : tuple of BaseException
         What earlier attempts ended with, if the task was retried.
+    post_mortem : PostMortem or None
+        All that is known of the worker's end, see `loky.PostMortem`; printed, a report. ``None``
+        where there was no process that could have ended.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class TerminatedWorkerError(BrokenProcessPool):
         seconds: float | None = None,
         fault: str = "",
         stack: str = "",
+        post_mortem: PostMortem | None = None,
     ) -> None:
         super().__init__(message)
         self.task = task
@@ -97,6 +104,7 @@ class TerminatedWorkerError(BrokenProcessPool):
         self.fault = fault
         self.stack = stack
         self.attempts: tuple[BaseException, ...] = ()
+        self.post_mortem = post_mortem
 
     def __reduce__(self) -> Any:
         return type(self), self.args, dict(self.__dict__)

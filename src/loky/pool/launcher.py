@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Protocol
+from typing import Any, Protocol
 
 # Executed by `python -c`. The package comes from the folder that the parent's came from, so that
 # both sides run the same code; everything else goes by the worker's own sys.path. A module of the
@@ -42,26 +42,33 @@ class ExitInfo:
     code : int or None
         Exit code, or minus the number of the signal that ended it; ``None`` for unknown: somebody
         else took the status (SIGCHLD ignored, a foreign ``waitpid(-1)``).
+    usage : resource.struct_rusage or None
+        What it had used, as `os.wait4` reports it; ``None`` for unknown.
     """
 
-    __slots__ = ("code", "pid")
+    __slots__ = ("code", "pid", "usage")
 
-    def __init__(self, pid: int, code: int | None) -> None:
+    def __init__(self, pid: int, code: int | None, usage: Any = None) -> None:
         self.pid = pid
         self.code = code
+        self.usage = usage
+
+    def signal(self) -> str | None:
+        """Name of the signal that ended it, ``None`` if none did or that is unknown."""
+        if self.code is None or self.code >= 0:
+            return None
+        import signal
+
+        try:
+            return signal.Signals(-self.code).name
+        except ValueError:
+            return "SIGNAL"  # a real-time one, say
 
     def __str__(self) -> str:
         """``SIGSEGV(-11)``, ``EXIT(3)``, ``UNKNOWN``."""
         if self.code is None:
             return "UNKNOWN"
-        if self.code < 0:
-            import signal
-
-            try:
-                return f"{signal.Signals(-self.code).name}({self.code})"
-            except ValueError:
-                return f"SIGNAL({self.code})"
-        return f"EXIT({self.code})"
+        return f"{self.signal() or 'EXIT'}({self.code})"
 
 
 class Process(Protocol):

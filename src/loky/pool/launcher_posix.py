@@ -102,10 +102,10 @@ class PosixProcess:
             except (ProcessLookupError, PermissionError):
                 pass
         try:
-            os.waitpid(self.pid, 0)
+            usage = os.wait4(self.pid, 0)[2]
         except ChildProcessError:
-            pass
-        return ExitInfo(self.pid, code)
+            usage = None
+        return ExitInfo(self.pid, code, usage)
 
 
 def _pidfd_open(pid: int) -> int:

@@ -115,6 +115,7 @@ class Task:
         "kwargs",
         "message",
         "on_wire",
+        "sketch",  # of arguments that were dropped once they were pickled; else it is not set
         "state",
         "stop_wanted",
         "turn",
@@ -131,6 +132,7 @@ class Task:
         self.state = NEW
         self.worker: Worker | None = None
         self.turn = 0  # counts its SEND decisions: of two about the same task, the latest holds
+        self.sketch: Any
         self.message: Any = None  # pickled, and certainly unread by anybody
         self.on_wire = False  # is in the channel of `worker`; false again without a worker
         self.cancel_wanted = False  # settle as cancelled if it turns out to be unread

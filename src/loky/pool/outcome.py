@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..observe.arguments import sketch
 from ..task_options import TIMEOUT
 from ..wire import pickling, protocol
 from ..wire.channel import Channel, make_payload
@@ -19,12 +20,36 @@ from .model import Broken, Cancelled, Lost, Refused, Task
 
 
 class Death:
-    """How a worker ended: an `ExitInfo`, or the error that kept it from starting; last words."""
+    """How a worker ended.
 
-    def __init__(self, exit: ExitInfo | OSError, fault: str = "", stacks: str = "") -> None:
+    Attributes
+    ----------
+    exit : ExitInfo or OSError
+        Its exit status, or the error that kept it from starting.
+    fault : str
+        What its fault handler wrote.
+    stacks : str
+        Its stacks, if it was asked for them before it was ended.
+    stderr : str
+        The end of what it wrote to standard error.
+    out_of_memory : bool or None
+        Whether the kernel ended it for want of memory; ``None``: unknown.
+    """
+
+    def __init__(
+        self,
+        exit: ExitInfo | OSError,
+        fault: str = "",
+        stacks: str = "",
+        *,
+        stderr: str = "",
+        out_of_memory: bool | None = None,
+    ) -> None:
         self.exit = exit
         self.fault = fault
-        self.stacks = stacks  # where it was when it was stopped
+        self.stacks = stacks
+        self.stderr = stderr
+        self.out_of_memory = out_of_memory
 
 
 class InitFailed:
@@ -78,6 +103,7 @@ def encode(task: Task, reducers: Any) -> BaseException | None:
     except BaseException as error:
         return _unpicklable(task, error, reducers)
     if task.control is None or not task.control.options.retries:
+        task.sketch = sketch(task.args, task.kwargs)
         task.args = task.kwargs = None  # a large one need not be held twice
     return None
 
@@ -148,15 +174,17 @@ def with_history(error: BaseException, task: Task) -> BaseException:
     control = task.control
     if control is None or not control.attempts:
         return error
+    from ..observe.postmortem import add_attempts
+
     attempts = tuple(
         attempt if isinstance(attempt, BaseException) else _terminated(attempt, name_of_task(task))
         for attempt in control.attempts
     )
+    told = [f"{type(attempt).__name__}: {_first_line(attempt)}" for attempt in attempts]
     lines = [
-        f"Attempt {number} of {len(attempts) + 1}: {type(attempt).__name__}: "
-        f"{str(attempt).partition(chr(10))[0]}"
-        for number, attempt in enumerate(attempts, 1)
+        f"Attempt {number} of {len(attempts) + 1}: {text}" for number, text in enumerate(told, 1)
     ]
+    add_attempts(error, told)
     try:
         error.attempts = attempts  # type: ignore[attr-defined]
     except AttributeError:  # a class with slots, of the user's
@@ -167,6 +195,13 @@ def with_history(error: BaseException, task: Task) -> BaseException:
     elif hasattr(error, "add_note"):  # not on 3.10
         error.add_note(history)
     return error
+
+
+def _first_line(error: BaseException) -> str:
+    try:
+        return str(error).partition("\n")[0]
+    except BaseException:  # of an exception of the user's
+        return ""
 
 
 def deliver(task: Task, reply: tuple[int, Any]) -> None:
@@ -255,8 +290,13 @@ def settle(task: Task, verdict: Any) -> None:
     """Settle with a verdict of the scheduler's."""
     if isinstance(verdict, Cancelled):
         task.future._settle(None, None, cancel=True)
-    else:
-        fail(task, error_for(verdict, name_of_task(task)))
+        return
+    error = error_for(verdict, name_of_task(task))
+    if isinstance(verdict, Lost):
+        from ..observe.postmortem import add_arguments
+
+        add_arguments(error, task)
+    fail(task, error)
 
 
 def error_for(verdict: Any, name: str | None = None) -> BaseException:
@@ -291,6 +331,7 @@ def error_for(verdict: Any, name: str | None = None) -> BaseException:
 
 def _terminated(lost: Lost, name: str | None) -> BaseException:
     from ..errors import TaskTimeoutError, TerminatedWorkerError
+    from ..observe.postmortem import examine
 
     death: Death = lost.exit
     if isinstance(death.exit, OSError):
@@ -318,6 +359,8 @@ def _terminated(lost: Lost, name: str | None) -> BaseException:
         lines.append(_likely_cause(exit))
     if death.fault:
         lines.append(f"Its fault handler wrote:\n{death.fault.rstrip()}")
+    if death.stderr.strip():
+        lines.append(f"The end of its standard error:\n{death.stderr.strip()}")
     return kind(
         "\n".join(lines),
         task=name,
@@ -326,6 +369,7 @@ def _terminated(lost: Lost, name: str | None) -> BaseException:
         seconds=lost.seconds if name is not None else None,
         fault=death.fault,
         stack=death.stacks,
+        post_mortem=examine(death, name, lost.seconds),
     )
 
 

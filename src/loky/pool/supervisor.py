@@ -558,7 +558,7 @@ class Supervisor:
             self._take_in(port, data, now)
         unread = self._take_back(port)
         line = list(port.worker.line)
-        death = outcome.Death(exit, port.fault_text(), port.last_stacks)
+        death = outcome.Death(exit, port.fault_text(), port.last_stacks, stderr=port.last_words())
         self.scheduler.lost(port.worker, unread, now, death)
         for task in line:
             if task.state in (PENDING, DELAYED):  # goes elsewhere, or is tried again
