@@ -27,9 +27,12 @@ ROOMS = {
     "loky.worker": {"loky.worker", "loky.wire", "loky.nesting"},
     "loky.observe": {"loky.observe", "loky.pool", "loky.wire"},
     "loky.observe.arguments": {"loky.wire"},
+    "loky.observe.chronicle": {"loky.observe.events", "loky.pool"},
+    "loky.observe.events": set(),
     "loky.observe.postmortem": {"loky.observe.arguments"},
     "loky.pool": {
         "loky.observe.arguments",
+        "loky.observe.chronicle",
         "loky.observe.postmortem",
         "loky.pool",
         "loky.wire",

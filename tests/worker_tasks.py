@@ -189,3 +189,11 @@ def use_memory_and_die(count: int) -> None:
 
 def take_and_die(*args: Any, **kwargs: Any) -> None:
     os._exit(1)
+
+
+def burn(seconds: float) -> None:
+    import time
+
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        pass

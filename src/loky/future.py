@@ -39,6 +39,9 @@ class Canceller(Protocol):
     def note_cancelled(self, task: Any) -> None:
         """A task that was still waiting was cancelled."""
 
+    def note_end(self, error: BaseException | None, *, cancelled: bool) -> None:
+        """A future is about to be settled by `_settle`."""
+
     def cancel_sent(self, future: Any, task: Any, *, kill: bool) -> bool:
         """Take back a task that is on its way to a worker; whether that succeeded."""
 
@@ -292,6 +295,8 @@ class Future(futures.Future[T]):
         try:
             if self._state in _DONE:
                 return
+            if self._pool is not None:
+                self._pool.note_end(error, cancelled=cancel)
             self._end(CANCELLED_AND_NOTIFIED if cancel else FINISHED, result, error)
         finally:
             if locked:

@@ -23,6 +23,7 @@ from .task_options import TaskOptions, pool_task_options
 
 if TYPE_CHECKING:
     from .observe.stacks import StackDump
+    from .observe.stats import Stats
 
 MAX_DEPTH = int(os.environ.get("LOKY_MAX_DEPTH", nesting.DEFAULT_MAX_DEPTH))
 
@@ -143,6 +144,21 @@ class ProcessPoolExecutor(Submitting):
     def kill_workers(self) -> None:
         """End the workers now; futures that are not done get `ShutdownExecutorError`."""
         self.shutdown(wait=True, kill_workers=True)
+
+    def stats(self) -> Stats:
+        """Return figures about the pool: what it has done, what it is doing.
+
+        Calls, restarts by cause, bytes, how busy the workers are, and what each of them is
+        running. Works in every state of the pool, and starts nothing.
+
+        Returns
+        -------
+        Stats
+            The figures, see `loky.observe.stats.Stats`.
+        """
+        from .observe.stats import stats
+
+        return stats(self._pool)
 
     def dump_stacks(self, timeout: float = 1.0) -> StackDump:
         """Return the Python stacks of all workers now, busy in compiled code included.

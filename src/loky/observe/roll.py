@@ -9,10 +9,10 @@ so it is made later, by whoever asked: `Entry.task_name`.
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..pool import model
-from ..pool.outcome import name_of
+from ..pool.outcome import name_of_task
 
 if TYPE_CHECKING:
     from ..pool.supervisor import Supervisor
@@ -31,8 +31,12 @@ class Entry:
         What it is doing.
     seconds : float
         For how long it has been doing that.
-    done : int
+    is_running : bool
+        Whether it has a task.
+    tasks_done : int
         How many tasks it has answered.
+    busy_seconds : float
+        How long these have taken, and the present one so far.
     """
 
     def __init__(self, worker: model.Worker, pid: int, now: float) -> None:
@@ -40,12 +44,14 @@ class Entry:
         self.pid = pid
         self.state, since = _state(worker)
         self.seconds = max(0.0, now - since)
-        running = worker.line and worker.state != model.STARTING
-        self._fn: Any = worker.line[0].fn if running else None
+        self.is_running = bool(worker.line) and worker.state != model.STARTING
+        self.tasks_done = worker.tasks_done
+        self.busy_seconds = worker.busy_seconds + (self.seconds if self.is_running else 0.0)
+        self._task = worker.line[0] if self.is_running else None
 
     def task_name(self) -> str | None:
         """Name of the task that it runs, ``None`` if it runs none. May run code of the user's."""
-        return None if self._fn is None else name_of(self._fn)
+        return None if self._task is None else name_of_task(self._task)
 
 
 def _state(worker: model.Worker) -> tuple[str, float]:

@@ -148,6 +148,7 @@ class Worker:
 
     __slots__ = (
         "budget",
+        "busy_seconds",
         "doomed",
         "head_since",
         "id",
@@ -159,6 +160,7 @@ class Worker:
         "slow",
         "started",
         "state",
+        "tasks_done",
         "was_ready",
     )
 
@@ -175,6 +177,8 @@ class Worker:
         self.recalling = False
         self.slow = False  # its head runs longer than usual: nothing is queued behind it
         self.doomed: Task | None = None  # the running task that is to be stopped
+        self.tasks_done = 0  # for people, as is the next
+        self.busy_seconds = 0.0  # in tasks that are done
         self.port: Any = None
 
     def __repr__(self) -> str:

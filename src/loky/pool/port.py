@@ -117,6 +117,8 @@ class Port:
         # worker reads the later.
         self.news: dict[int, int] = {}
         self.early: tuple[int, float, Any] | None = None  # a reply that came before its task's note
+        self.bytes_sent = 0  # payloads of tasks
+        self.bytes_received = 0
         self._fault_fd = -1
         # Where in that file the answer to the last request for stacks begins; -1: none was made.
         self._asked_at = -1
@@ -146,6 +148,7 @@ class Port:
             prefix = self.settings.prefix
         if not self.channel.send(protocol.TASK, task.id, task.message, prefix):
             return False
+        self.bytes_sent += task.message.size
         if prefix:
             self.news[task.id] = version
         else:

@@ -120,6 +120,7 @@ class Scheduler:
         self.closing = False
         self.killed = False  # by a shutdown: whatever comes in late is refused
         self.outstanding = 0  # submitted and not settled
+        self.retried = 0  # attempts that were not a task's first
         self._assigned = 0  # in some worker's line
         self._next_worker = 0
         self._floor = 0  # workers wanted whether or not there is work for them
@@ -297,6 +298,8 @@ class Scheduler:
         task.worker = None
         worker.head_since = now
         worker.slow = False
+        worker.tasks_done += 1
+        worker.busy_seconds += seconds
         known = self._duration
         if known is None:
             self._duration = seconds
@@ -714,6 +717,7 @@ class Scheduler:
         assert control is not None
         task.stop_wanted = None
         task.cancel_wanted = False
+        self.retried += 1
         delay = control.options.delay(len(control.attempts))
         if delay > 0:
             self.waiting.delay(task, now + delay)

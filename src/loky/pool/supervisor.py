@@ -32,6 +32,7 @@ from typing import Any, TypeVar
 from ..future import PENDING as FUTURE_PENDING
 from ..future import RUNNING as FUTURE_RUNNING
 from ..future import Future, Sleepers
+from ..observe.chronicle import Chronicle
 from ..options import PoolOptions
 from ..task_options import NO_OPTIONS, TIMEOUT, TaskOptions
 from ..wire import pickling, protocol
@@ -114,6 +115,7 @@ class Supervisor:
         self._encoding: Task | None = None  # is being pickled by code of the user's
         self.ids = count(1)  # of tasks; taking one is one step
         self._lending = Lending(self.scheduler, self._inbox, self._wake_anyway)
+        self.chronicle = Chronicle(self.scheduler, self._endings)
         self._watch = Watch(self._lead, self.is_closed, self._report, self._panic)
         self._starting = RLock()  # re-entrant: finalizers shut pools down
         self._ended = Sleepers()
@@ -249,7 +251,11 @@ class Supervisor:
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers."""
-        self.post(self.scheduler.resize, max_workers)
+        self.post(self._resize, max_workers)
+
+    def _resize(self, max_workers: int) -> None:
+        self.scheduler.resize(max_workers)
+        self.chronicle.pool_resized(max_workers)
 
     def let_idle_go(self) -> None:
         """Have idle workers leave at once, from now on; work brings them back."""
@@ -308,6 +314,11 @@ class Supervisor:
     def note_cancelled(self, task: Any) -> None:
         """See `future.Canceller`."""
         self._inbox.append((self.scheduler.cancelled, task))
+        self.chronicle.task_ended(None, cancelled=True)
+
+    def note_end(self, error: BaseException | None, *, cancelled: bool) -> None:
+        """See `future.Canceller`."""
+        self.chronicle.task_ended(error, cancelled=cancelled)
 
     def cancel_sent(self, future: Any, task: Any, *, kill: bool) -> bool:
         """See `future.Canceller`."""
@@ -408,6 +419,8 @@ class Supervisor:
             if self._cancels:
                 self._answer_cancels()
             if scheduler.closed and not (self._outbox or self._endings or inbox):
+                if self.chronicle.pool_closed():
+                    continue
                 self._close()
                 return
             timeout = 0.0 if self._endings or scheduler.decisions else self._timeout()
@@ -454,6 +467,7 @@ class Supervisor:
         """A worker has sent something."""
         data = port.channel.receive(port.reader.expected())
         if data:
+            port.bytes_received += len(data)
             self._take_in(port, data, now)
             line = port.worker.line
             if port.backlog:
@@ -470,6 +484,7 @@ class Supervisor:
         for kind, task_id, seconds, payload in port.reader.feed(data):
             if kind == protocol.READY:
                 scheduler.ready(worker, now)
+                self.chronicle.worker_ready(port, now)
             elif kind == protocol.INIT_FAILED:
                 self._break(
                     "the initializer of a worker failed", outcome.InitFailed(bytes(payload))
@@ -516,6 +531,7 @@ class Supervisor:
         port: Port = steps[0]
         worker = port.worker
         sent = len(steps) > 1
+        port.bytes_sent += sum(steps[1:])
         steps.clear()
         if not sent:
             self.scheduler.returned(worker)
@@ -538,6 +554,7 @@ class Supervisor:
             try:
                 if not (future._done_callbacks or future._waiters):
                     future._finish(pickling.loads(payload))
+                    self.chronicle.completed += 1
                     if future._sleepers or condition._sleepers:
                         self._untold.append(future)
                     return
@@ -555,10 +572,12 @@ class Supervisor:
             return
         # A finished result survives its worker.
         while data := port.channel.receive(port.reader.expected()):
+            port.bytes_received += len(data)
             self._take_in(port, data, now)
         unread = self._take_back(port)
         line = list(port.worker.line)
         death = outcome.Death(exit, port.fault_text(), port.last_stacks, stderr=port.last_words())
+        self.chronicle.worker_ended(port, exit, now)
         self.scheduler.lost(port.worker, unread, now, death)
         for task in line:
             if task.state in (PENDING, DELAYED):  # goes elsewhere, or is tried again
@@ -614,11 +633,13 @@ class Supervisor:
                 elif decision[1].port is None:
                     pass
                 elif what == KILL:
+                    self.chronicle.worker_killed(decision[1].port, "with its pool")
                     self._parting.kill(decision[1].port, now)
                 elif what == STOP:
                     task = decision[2]
                     options = task.control.options if task.control is not None else NO_OPTIONS
                     stacks = task.stop_wanted == TIMEOUT
+                    self.chronicle.worker_killed(decision[1].port, task.stop_wanted)
                     self._parting.stop(decision[1].port, now, options.kill_grace, stacks=stacks)
             scheduler.dispatch(now)
 
@@ -636,6 +657,7 @@ class Supervisor:
         self._ports[worker.id] = port
         self._poller.add(port.channel.fileno(), port)
         assert port.process is not None
+        self.chronicle.worker_started(port)
         if port.process.fileno() >= 0:
             self._poller.add(port.process.fileno(), _Gone(port))
         else:
