@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loky
-from loky import _cpu_linux, _cpu_posix, _cpu_windows, cpu
+from loky import _cgroup_linux, _cpu_linux, _cpu_posix, _cpu_windows, cpu
 
 V2_MOUNT = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate"
 V1_MOUNT = "32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct"
@@ -83,7 +83,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing found or complained about by another test counts in this one."""
     monkeypatch.setattr(cpu, "physical_cores_cache", {})
     monkeypatch.setattr(cpu, "_warned", set())
-    monkeypatch.setattr(_cpu_linux, "_last_directories", None)
+    monkeypatch.setattr(_cgroup_linux, "_last_directories", {})
     monkeypatch.delenv("LOKY_MAX_CPU_COUNT", raising=False)
 
 
@@ -360,7 +360,10 @@ def test_cgroup_no_content_makes_it_fail(data: st.DataObject) -> None:
     def read(path: str) -> str:
         return data.draw(contents, label=path)
 
-    with mock.patch.multiple(_cpu_linux, _read=read, _last_directories=None):
+    with (
+        mock.patch.multiple(_cgroup_linux, read=read, _last_directories={}),
+        mock.patch.object(_cpu_linux, "_read", read),
+    ):
         limit = _cpu_linux.cgroup_quota(root="/made/up")
     assert limit is None or limit[0] >= 1
 

@@ -24,7 +24,7 @@ MODULES = sorted(HOME.rglob("*.py"))
 # (the facade, the command line, ...) may import everything.
 ROOMS = {
     "loky.wire": {"loky.wire"},
-    "loky.worker": {"loky.worker", "loky.wire", "loky.nesting"},
+    "loky.worker": {"loky.worker", "loky.wire", "loky.memory", "loky.nesting"},
     "loky.observe": {"loky.observe", "loky.pool", "loky.wire"},
     "loky.observe.arguments": {"loky.wire"},
     "loky.observe.chronicle": {"loky.observe.events", "loky.pool"},
@@ -38,6 +38,7 @@ ROOMS = {
         "loky.wire",
         "loky.errors",
         "loky.future",
+        "loky.memory",
         "loky.nesting",
         "loky.options",
         "loky.task_options",
@@ -56,9 +57,12 @@ ROOMS = {
     "loky.task_options": set(),
     "loky.errors": {"loky.observe.postmortem"},
     "loky.future": set(),
+    "loky.memory": {"loky._memory_linux"},
+    "loky._memory_linux": {"loky._cgroup_linux"},
+    "loky._cgroup_linux": set(),
     "loky.nesting": set(),
     "loky.initializers": set(),
-    "loky.options": {"loky.cpu", "loky.errors", "loky.initializers", "loky.wire"},
+    "loky.options": {"loky.cpu", "loky.errors", "loky.initializers", "loky.memory", "loky.wire"},
     "loky.backend": {"loky.backend", "loky.cpu", "loky.wire"},
 }
 # Pure data structures: all that the state machine may know of the standard library.

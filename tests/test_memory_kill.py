@@ -56,6 +56,7 @@ def test_the_kernel_ends_the_worker_that_takes_too_much_and_nothing_else_is_lost
     assert report["kind"] == "TerminatedWorkerError"
     assert report["exitcode"] == -9
     assert "SIGKILL" in report["text"] and "pool_tasks.hoard" in report["text"]
+    assert "The kernel's out-of-memory killer ended it" in report["text"]
     started_with, ended_with = report["bystander"]
     assert started_with == ended_with != report["victim"], "it was not disturbed"
     assert report["others"] == [*range(50), *range(50)]

@@ -2,39 +2,26 @@
 
 Guarantee: `cgroup_quota` reads only files and understands or skips whatever they hold. A quota set
 on any group between the process's own and the top of what is visible is found, because the kernel
-enforces all of them: looking only at the mount point misses every systemd slice and batch job,
-looking only at the own group misses what the group above allows.
+enforces all of them.
 
 Guarantee: `root` is put before every path, so a test can bring its own /proc and /sys.
 
-Assumption: mounts do not move under a running process. Where the quota files are is worked out
-again only when /proc/self/cgroup changes (the process was moved); what they hold is read each time.
+Does not belong here: where the control groups are (see `_cgroup_linux`); combining the limits,
+warnings, defaults (see `cpu`).
 
-Does not belong here: combining the limits, warnings, defaults (see `cpu`).
-
-Formats: cgroups(7), proc(5) for mountinfo, and the kernel's documentation of cgroup v2 (cpu.max),
-of the CFS bandwidth control (v1) and of the CPU topology in sysfs.
+Formats: the kernel's documentation of cgroup v2 (cpu.max), of the CFS bandwidth control (v1) and of
+the CPU topology in sysfs.
 """
 
 from __future__ import annotations
 
+from ._cgroup_linux import directories
+from ._cgroup_linux import read as _read
 from ._cpu_posix import affinity as affinity  # the same call on every Unix that has it
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
-
-# Where the files are when /proc does not say: the mount points that every distribution uses.
-_USUAL_PLACES = (
-    ("v2", "/sys/fs/cgroup"),
-    ("v1", "/sys/fs/cgroup/cpu"),
-    ("v1", "/sys/fs/cgroup/cpu,cpuacct"),
-)
-
-# The answer of `_quota_directories` for the last (root, /proc/self/cgroup) seen.
-_last_directories: tuple[str, str, list[tuple[str, str]]] | None = None
-
 
 # Quota -------------------------------------------------------------------------------------------
 
@@ -53,7 +40,7 @@ def cgroup_quota(root: str = "") -> tuple[int, str] | None:
         CPUs, rounded up (so at least 1), and one line that names the file; None without a quota.
     """
     smallest: tuple[int, str] | None = None
-    for version, directory in _quota_directories(root):
+    for version, directory in directories("cpu", root):
         quota = _read_v2(directory) if version == "v2" else _read_v1(directory)
         if quota is not None and (smallest is None or quota[0] < smallest[0]):
             smallest = quota
@@ -82,79 +69,6 @@ def _cpus(quota: str, period: str, path: str) -> tuple[int, str] | None:
     # Rounded up: 1.5 CPUs keep two workers busy most of the time; one worker would waste a third.
     count = -(-microseconds // every)
     return count, f"{microseconds} us of CPU time each {every} us, set in {path}"
-
-
-def _quota_directories(root: str) -> list[tuple[str, str]]:
-    """The directories that may hold a quota for this process, each with its cgroup version."""
-    global _last_directories
-    groups = _read(f"{root}/proc/self/cgroup")
-    last = _last_directories
-    if last is not None and last[:2] == (root, groups):
-        return last[2]
-    directories: list[tuple[str, str]] = []
-    mounts = list(_cgroup_mounts(_read(f"{root}/proc/self/mountinfo")))
-    for version, group in _own_groups(groups):
-        for mount_version, mount_root, mount_point in mounts:
-            if version == mount_version:
-                for directory in _upwards(group, mount_root, mount_point):
-                    directories.append((version, root + directory))
-    if not directories:
-        directories = [(version, root + place) for version, place in _USUAL_PLACES]
-    _last_directories = (root, groups, directories)
-    return directories
-
-
-def _own_groups(text: str) -> Iterator[tuple[str, str]]:
-    """Parse /proc/self/cgroup: the groups that can limit CPU time, as (version, path)."""
-    for line in text.splitlines():
-        fields = line.split(":", 2)
-        if len(fields) != 3 or not fields[2].startswith("/"):
-            continue
-        hierarchy, controllers, path = fields
-        if hierarchy == "0" and not controllers:
-            yield "v2", path
-        elif "cpu" in controllers.split(","):
-            yield "v1", path
-
-
-def _cgroup_mounts(text: str) -> Iterator[tuple[str, str, str]]:
-    """Parse /proc/self/mountinfo: (version, mounted group, mount point)."""
-    for line in text.splitlines():
-        # 36 35 0:30 /group /mount/point rw,relatime [optional ...] - cgroup2 source rw,options
-        # A blank in a path is written as \040, so the first " - " is the separator.
-        left, separator, right = line.partition(" - ")
-        before, after = left.split(" "), right.split(" ")
-        if not separator or len(before) < 6 or len(after) < 3:
-            continue
-        mount_root, mount_point = _unescape(before[3]), _unescape(before[4])
-        if after[0] == "cgroup2":
-            yield "v2", mount_root, mount_point
-        elif after[0] == "cgroup" and "cpu" in after[2].split(","):
-            yield "v1", mount_root, mount_point
-
-
-def _upwards(group: str, mount_root: str, mount_point: str) -> Iterator[str]:
-    """The directories of `group` and of every group above it that this mount shows."""
-    top = mount_root.rstrip("/")
-    if group == top or group.startswith(top + "/"):
-        below = [part for part in group[len(top) :].split("/") if part]
-    elif mount_root.startswith("/.."):
-        # The mount shows groups above our cgroup namespace. Which of the names below it leads to
-        # us cannot be known, but what is set at the mount point holds for us too.
-        below = []
-    else:
-        return  # a mount of somebody else's group, as container tools have
-    if ".." in below:  # we were moved out of our namespace: again, only the top is sure
-        below = []
-    mount_point = mount_point.rstrip("/")
-    for depth in range(len(below), -1, -1):
-        yield "/".join([mount_point, *below[:depth]])
-
-
-def _unescape(path: str) -> str:
-    for escaped, plain in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        path = path.replace(escaped, plain)
-    return path
 
 
 # Topology ----------------------------------------------------------------------------------------
@@ -228,12 +142,3 @@ def _parse_ranges(text: str) -> set[int]:
         except ValueError:
             return set()
     return cpus
-
-
-def _read(path: str) -> str:
-    """The text of a file; nothing when it cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
-    except (OSError, ValueError):  # ValueError: a null byte in a path from an odd mountinfo
-        return ""

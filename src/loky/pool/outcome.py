@@ -20,7 +20,7 @@ from .model import Broken, Cancelled, Lost, Refused, Task
 
 
 class Death:
-    """How a worker ended.
+    """How a worker ended, as far as that can be known.
 
     Attributes
     ----------
@@ -356,7 +356,7 @@ def _terminated(lost: Lost, name: str | None) -> BaseException:
             f"The worker had pid {exit.pid}; the exit codes of the workers are {{{exit}}}"
             + (f"; the task had been running for {lost.seconds:.3g} s." if name else ".")
         )
-        lines.append(_likely_cause(exit))
+        lines.append(_likely_cause(exit, death.out_of_memory))
     if death.fault:
         lines.append(f"Its fault handler wrote:\n{death.fault.rstrip()}")
     if death.stderr.strip():
@@ -373,8 +373,19 @@ def _terminated(lost: Lost, name: str | None) -> BaseException:
     )
 
 
-def _likely_cause(exit: ExitInfo) -> str:
+def _likely_cause(exit: ExitInfo, out_of_memory: bool | None) -> str:
     name = str(exit).partition("(")[0]
+    if name == "SIGKILL" and out_of_memory:
+        return (
+            "The kernel's out-of-memory killer ended it, as the kernel's counters show: memory ran "
+            "out, of the machine or of the control group. Use fewer workers or less memory per "
+            "task."
+        )
+    if name == "SIGKILL" and out_of_memory is False:
+        return (
+            "SIGKILL comes from outside, and the kernel's counters show that it was not the "
+            "out-of-memory killer: somebody killed the process."
+        )
     if name == "SIGKILL":
         return (
             "SIGKILL comes from outside: most often the system ran out of memory (see the kernel's "

@@ -32,11 +32,13 @@ from typing import Any, TypeVar
 from ..future import PENDING as FUTURE_PENDING
 from ..future import RUNNING as FUTURE_RUNNING
 from ..future import Future, Sleepers
+from ..memory import OomCounter
 from ..observe.chronicle import Chronicle
 from ..options import PoolOptions
 from ..task_options import NO_OPTIONS, TIMEOUT, TaskOptions
 from ..wire import pickling, protocol
 from . import lifetime, outcome
+from .launcher import ExitInfo
 from .lending import Lending
 from .model import (
     ASSIGNED,
@@ -68,6 +70,8 @@ from .watch import TICK, Watch
 UNWATCHED_SECONDS = 0.05
 # The longest wait that is asked of the system, in seconds.
 LONGEST_SECONDS = 86400.0
+
+SIGKILL = -9  # as an exit code
 
 NEW, OPEN, CLOSING, CLOSED, ABANDONED = range(5)
 
@@ -114,6 +118,7 @@ class Supervisor:
         self._unwatched: dict[Port, None] = {}  # whose end shows on no descriptor
         self._encoding: Task | None = None  # is being pickled by code of the user's
         self.ids = count(1)  # of tasks; taking one is one step
+        self._oom = OomCounter()
         self._lending = Lending(self.scheduler, self._inbox, self._wake_anyway)
         self.chronicle = Chronicle(self.scheduler, self._endings)
         self._watch = Watch(self._lead, self.is_closed, self._report, self._panic)
@@ -576,13 +581,22 @@ class Supervisor:
             self._take_in(port, data, now)
         unread = self._take_back(port)
         line = list(port.worker.line)
-        death = outcome.Death(exit, port.fault_text(), port.last_stacks, stderr=port.last_words())
         self.chronicle.worker_ended(port, exit, now)
-        self.scheduler.lost(port.worker, unread, now, death)
+        self.scheduler.lost(port.worker, unread, now, self._death(port, exit))
         for task in line:
             if task.state in (PENDING, DELAYED):  # goes elsewhere, or is tried again
                 task.future._state = FUTURE_PENDING
         self._forget(port)
+
+    def _death(self, port: Port, exit: ExitInfo) -> outcome.Death:
+        """What is known about a worker's end."""
+        return outcome.Death(
+            exit,
+            port.fault_text(),
+            port.last_stacks,
+            stderr=port.last_words(),
+            out_of_memory=exit.code == SIGKILL and self._oom.explains_a_death(),
+        )
 
     def _forget(self, port: Port) -> None:
         self._poller.remove(port.channel.fileno())
@@ -654,6 +668,7 @@ class Supervisor:
             self.scheduler.lost(worker, list(worker.line), now, outcome.Death(error, ""))
             return
         worker.port = port
+        self._oom.begin()
         self._ports[worker.id] = port
         self._poller.add(port.channel.fileno(), port)
         assert port.process is not None
