@@ -48,6 +48,7 @@ from loky.pool.scheduler import Scheduler
 from loky.task_options import NO_OPTIONS, TIMEOUT, TaskOptions
 
 EXIT = "exit"
+QUIT = "quit"
 RESULT = "result"
 # What a worker replies if a task raised an exception that is worth another attempt.
 RETRIABLE = "retriable"
@@ -61,7 +62,9 @@ class Process:
         self.booted = False
         self.inbox: deque[Any] = deque()  # sent to it, unread: tasks, and EXIT
         self.running: Task | None = None
-        self.sent: deque[Any] = deque()  # from it, not looked at: "ready", and (task, seconds)
+        # From it, not looked at: "ready", (task, seconds), and QUIT.
+        self.sent: deque[Any] = deque()
+        self.served = 0
 
     @property
     def can_read(self) -> bool:
@@ -167,6 +170,9 @@ class World:
 
     def resize(self, max_workers: int) -> None:
         self._event(self.scheduler.resize, max_workers)
+
+    def recycle(self, worker: Worker) -> None:
+        self._event(self.scheduler.recycle, worker, "memory")
 
     def shutdown(self, **how: bool) -> None:
         self._event(lambda: self.scheduler.shutdown(**how))
@@ -294,8 +300,8 @@ class World:
             # back and cancelled has been idle for long.
         raise AssertionError("due again and again: the driver would spin")
 
-    def _event(self, method: Any, *arguments: Any, dispatch: bool = True) -> None:
-        method(*arguments)
+    def _event(self, method: Any, *arguments: Any, dispatch: bool = True, **options: Any) -> None:
+        method(*arguments, **options)
         if not dispatch:
             return
         scheduler = self.scheduler
@@ -315,6 +321,9 @@ class World:
         scheduler = self.scheduler
         if what == "ready":
             self._event(scheduler.ready, worker, self.now, dispatch=dispatch)
+            return
+        if what is QUIT:
+            self._event(scheduler.recycle, worker, "full", dispatch=dispatch, quits=True)
             return
         if worker in self.lent:
             self.early[worker] = what
@@ -397,6 +406,9 @@ class World:
         if task is EXIT:
             process.alive = False
             return
+        process.served += 1
+        most = self.scheduler.max_tasks_per_child
+        assert most is None or process.served <= most, "more tasks than a worker may be given"
         self.reads[task] += 1
         attempts = task.control.attempts if task.control is not None else []
         options = task.control.options if task.control is not None else NO_OPTIONS
@@ -415,6 +427,13 @@ class World:
         process.sent.append((task, seconds, RETRIABLE if retriable else RESULT))
         process.running = None
 
+    def quit(self, worker: Worker) -> None:
+        """It says that it uses too much, reads nothing more, and leaves."""
+        process = self.processes[worker]
+        assert process.running is None
+        process.sent.append(QUIT)
+        process.alive = False
+
     def die(self, worker: Worker) -> None:
         self.processes[worker].alive = False
 
@@ -424,8 +443,10 @@ class World:
         """Compare the scheduler's records with a recomputation of each."""
         scheduler = self.scheduler
         workers = list(scheduler.workers.values())
+        self._check_succession(workers)
+        spares = {worker for worker in workers if worker.elder is not None}
         by_state = {
-            state: {worker for worker in workers if worker.state == state}
+            state: {worker for worker in workers if worker.state == state} - spares
             for state in (STARTING, READY, DRAINING)
         }
         assert all(worker.state != GONE for worker in workers)
@@ -443,7 +464,7 @@ class World:
             here = [i for i, bucket in enumerate(scheduler._buckets) if worker in bucket]
             expected = (
                 [len(worker.line)]
-                if worker.state == READY
+                if worker in by_state[READY]
                 and worker.budget
                 and not (worker.recalling or worker.slow or worker.lent)
                 else []
@@ -456,8 +477,9 @@ class World:
             if worker.state == DRAINING:
                 assert worker.line or worker.recalling or worker.lent
             assert worker.lent == (worker in self.lent)
-            assert (worker in scheduler._awaited) == (worker.state == STARTING and not worker.slow)
-            unborn = worker.state == STARTING and not worker.line
+            starting = worker in by_state[STARTING]
+            assert (worker in scheduler._awaited) == (starting and not worker.slow)
+            unborn = starting and not worker.line
             if worker in scheduler._unborn:
                 assert unborn
             elif unborn:
@@ -517,6 +539,32 @@ class World:
                 continue  # what it has finished before is still on its way
             if task.on_wire and worker.was_ready and task.stop_wanted is None:
                 assert (task.id, task.turn) in watched, "nobody watches its time"
+
+    def _check_succession(self, workers: list[Worker]) -> None:
+        scheduler = self.scheduler
+        succession = scheduler._succession
+        spares = [worker for worker in workers if worker.elder is not None]
+        assert succession.spares == len(spares)
+        assert scheduler._draining == sum(worker.state == DRAINING for worker in workers)
+        for heir in spares:
+            elder = heir.elder
+            assert elder is not None and elder.heir is heir
+            assert heir.state in (STARTING, READY) and elder.state == READY
+            assert not (heir.line or heir.lent or heir.recalling), "a spare has work"
+            assert elder.elder is None, "a spare has an heir"
+            assert heir.state == STARTING or elder.cause is None, "stays though its heir is ready"
+        for worker in workers:
+            assert worker.heir is None or worker.heir.elder is worker
+            if worker.state == READY and worker.elder is None and worker.heir is None:
+                last = worker.budget >= 0 and worker.budget + len(worker.line) <= 1
+                due = worker.cause is not None or last
+                assert not due or worker in succession.wanted, "has to leave, and no heir is due"
+        for worker in succession.wanted:
+            assert worker.state == READY and worker.elder is None and worker.heir is None
+        room = len(spares) + scheduler._draining < scheduler.max_workers
+        idle = scheduler.closing and scheduler.outstanding == scheduler._assigned
+        if succession.wanted and room and not idle and scheduler.broken is None:
+            assert scheduler.deadline() is not None, "an heir is due, and nobody starts it"
 
     def _start_is_scheduled(self) -> bool:
         return self.scheduler.deadline() is not None

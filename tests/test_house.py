@@ -46,11 +46,13 @@ ROOMS = {
     "loky.pool.model": {"loky.task_options"},
     "loky.pool.deadlines": {"loky.pool.model"},
     "loky.pool.intensity": set(),
+    "loky.pool.succession": {"loky.pool.model"},
     "loky.pool.waiting": {"loky.pool.model"},
     "loky.pool.scheduler": {
         "loky.pool.deadlines",
         "loky.pool.intensity",
         "loky.pool.model",
+        "loky.pool.succession",
         "loky.pool.waiting",
         "loky.task_options",
     },
@@ -67,7 +69,7 @@ ROOMS = {
 }
 # Pure data structures: all that the state machine may know of the standard library.
 PLAIN = {"__future__", "collections", "collections.abc", "heapq", "typing"}
-STATE_MACHINE = ("deadlines", "intensity", "model", "scheduler", "waiting")
+STATE_MACHINE = ("deadlines", "intensity", "model", "scheduler", "succession", "waiting")
 
 HEAVY = {
     "asyncio",

@@ -191,6 +191,7 @@ BOOTING = processes(lambda process: process.alive and not process.booted)
 READING = processes(lambda process: process.can_read)
 RUNNING = processes(lambda process: process.alive and process.running)
 SENT = processes(lambda process: process.sent)
+IDLE = processes(lambda process: process.alive and process.booted and not process.running)
 ALIVE = processes(lambda process: process.alive)
 DEAD = processes(lambda process: not process.alive)
 
@@ -221,6 +222,19 @@ def look_at(world: World, pick: Pick) -> None:
 @action(2, ALIVE)
 def die(world: World, pick: Pick) -> None:
     world.die(one_of(ALIVE(world), pick))
+
+
+@action(2, IDLE)
+def quit(world: World, pick: Pick) -> None:
+    # Not before the first task: that is when it looks at what it uses.
+    worker = one_of(IDLE(world), pick)
+    if world.processes[worker].served:
+        world.quit(worker)
+
+
+@action(3, lambda world: world.scheduler.workers)
+def recycle(world: World, pick: Pick) -> None:
+    world.recycle(one_of(list(world.scheduler.workers.values()), pick))
 
 
 @action(12, lambda world: set(DEAD(world)) - set(world.lent))
@@ -874,6 +888,266 @@ def test_an_idle_pool_has_nothing_to_wake_up_for() -> None:
     world.advance_to_deadline()
     assert world.scheduler.deadline() is None
     world.finish()
+
+
+# Succession: a worker that has to leave for good has its place taken by a warm one.
+
+
+def heir_of(worker: Worker) -> Worker:
+    assert worker.heir is not None
+    return worker.heir
+
+
+def get_ready(world: World, worker: Worker) -> None:
+    world.apply_all()
+    world.boot(worker)
+    world.look_at(worker)
+    send_all(world)
+
+
+def test_a_recycled_worker_goes_on_until_its_heir_is_ready() -> None:
+    world, (worker,) = warm(1, 0.5)
+    world.recycle(worker)
+    heir = heir_of(worker)
+    world.apply_all()
+    for _ in range(3):  # the heir takes long to start, and nobody has to wait for it
+        (task,) = world.submit()
+        assert task.worker is worker
+        send_all(world)
+        run_one(world, worker, 0.5)
+    get_ready(world, heir)
+    assert worker.state == RETIRING
+    (task,) = world.submit()
+    assert task.worker is heir
+    assert world.scheduler.recycled == {"memory": 1}
+    world.finish()
+    assert set(world.settled.values()) == {"result"}
+
+
+def test_a_busy_recycled_worker_finishes_its_task_and_gives_back_the_others() -> None:
+    world, (worker,) = warm(1, 1e-5)
+    tasks = world.submit(10)
+    send_all(world)
+    world.read(worker)
+    world.recycle(worker)
+    heir = heir_of(worker)
+    get_ready(world, heir)
+    assert list(worker.line) == tasks[:1]
+    assert worker.state == DRAINING
+    assert not heir.line, "one at a time: that is what max_workers says"
+    world.complete(worker, 1e-5)
+    world.look_at(worker)
+    assert list(heir.line) == tasks[1:]
+    world.finish()
+    assert set(world.settled.values()) == {"result"}
+
+
+def test_recycling_counts_once_and_needs_one_heir() -> None:
+    world, (worker,) = warm(1, 0.5)
+    for _ in range(3):
+        world.recycle(worker)
+    world.apply_all()
+    assert len(world.processes) == 2
+    get_ready(world, heir_of(worker))
+    world.recycle(worker)
+    world.finish()
+    assert world.scheduler.recycled == {"memory": 1}
+
+
+def test_the_last_allowed_task_leaves_a_warm_place() -> None:
+    world, _ = warm(1, 0.5, max_tasks_per_child=3)
+    for _ in range(10):
+        # One at a time, as they come; whoever starts becomes ready while a task runs.
+        (task,) = world.submit()
+        assert task.worker is not None and task.worker.state in (READY, DRAINING), "had to wait"
+        send_all(world)
+        worker = task.worker
+        world.read(worker)
+        ready_workers(world)
+        world.complete(worker, 0.5)
+        world.look_at(worker)
+        world.apply_all()
+        for gone in [w for w, process in world.processes.items() if process.can_read]:
+            world.read(gone)
+            world.reap(gone)
+    assert world.scheduler.recycled == {"tasks": 3}
+    world.finish()
+
+
+def test_short_tasks_have_an_heir_started_earlier() -> None:
+    started = []
+    for seconds in (10.0, 1e-3):
+        world = World(1, max_tasks_per_child=1000)
+        world.submit()
+        world.apply_all()
+        (worker,) = world.processes
+        world.advance(0.1)  # what a start takes
+        get_ready(world, worker)
+        run_one(world, worker, seconds)
+        served = 1
+        while worker.heir is None:
+            world.submit()
+            send_all(world)
+            run_one(world, worker, seconds)
+            served += 1
+        started.append(served)
+        world.finish()
+    assert started == [999, 799], "one before the end, and 0.2 seconds before the end"
+
+
+def test_spares_at_most_double_the_processes() -> None:
+    world = World(3, max_tasks_per_child=1)
+    world.submit(100)
+    for _ in range(30):
+        for worker in ready_workers(world):
+            if world.processes[worker].can_read:
+                world.read(worker)
+        send_all(world)
+        assert len([process for process in world.processes.values() if process.alive]) <= 6
+        for worker, process in list(world.processes.items()):
+            if not process.alive:
+                world.reap(worker)
+            elif process.running is not None:
+                world.complete(worker, 0.5)
+                world.look_at(worker)
+    world.finish()
+
+
+def test_an_idle_pool_of_workers_for_one_task_each_comes_to_rest() -> None:
+    world = World(2, max_tasks_per_child=1)
+    world.submit()
+    world.settle_down()
+    world.submit()
+    world.settle_down()
+    assert len(world.processes) == 4, "two workers and a spare for each"
+    assert world.scheduler.deadline() is None
+    assert sum(world.scheduler.recycled.values()) == 2
+    world.finish()
+
+
+def test_an_heir_that_dies_is_replaced_and_its_elder_stays() -> None:
+    world, (worker,) = warm(1, 0.5)
+    world.recycle(worker)
+    first = heir_of(worker)
+    world.apply_all()
+    world.die(first)
+    world.reap(first)
+    second = heir_of(worker)
+    assert second is not first
+    (task,) = world.submit()
+    assert task.worker is worker
+    get_ready(world, second)
+    world.finish()
+    assert set(world.settled.values()) == {"result"}
+
+
+def test_heirs_that_never_start_break_the_pool_like_other_workers_that_do_not() -> None:
+    world, (worker,) = warm(1, 0.5)
+    world.recycle(worker)
+    for _ in range(FAILED_STARTS_BASE):
+        world.apply_all()
+        heir = heir_of(worker)
+        world.die(heir)
+        world.reap(heir)
+    assert isinstance(world.scheduler.broken, Broken)
+    world.finish()
+
+
+def test_an_heir_for_which_there_is_no_process_has_its_elder_leave_first() -> None:
+    world, (worker,) = warm(1, 0.5)
+    world.recycle(worker)
+    assert world.scheduler.decisions == [(START, heir_of(worker))]
+    world.apply(refuse_start=True)
+    assert worker.state == RETIRING
+    (task,) = world.submit()
+    world.finish()
+    assert world.settled[task] == "result"
+    assert world.scheduler.recycled == {"memory": 1}
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["ready", "starting"])
+def test_an_heir_takes_over_when_its_elder_dies(ready: bool) -> None:
+    world, (worker,) = warm(1, 0.5, max_tasks_per_child=2)
+    heir = heir_of(worker)
+    if ready:
+        get_ready(world, heir)
+    world.apply_all()
+    world.submit()
+    send_all(world)
+    world.read(worker)
+    world.die(worker)
+    world.reap(worker)
+    world.apply_all()
+    assert world.scheduler._live == 1
+    assert heir in world.processes and heir.elder is None
+    (task,) = world.submit()
+    assert task.worker is (heir if ready else None)
+    world.finish()
+    assert world.settled[task] == "result"
+
+
+def test_a_shrinking_takes_the_heir_along() -> None:
+    world, workers = warm(2, 0.5)
+    for worker in workers:
+        world.recycle(worker)
+    world.apply_all()
+    assert len(world.processes) == 4
+    world.resize(1)
+    world.apply_all()
+    assert sum(worker.state in (STARTING, READY) for worker in world.processes) == 2
+    world.finish()
+
+
+def test_workers_that_leave_for_want_of_work_take_their_heirs_along() -> None:
+    world, (worker,) = warm(1, 0.5, max_tasks_per_child=2, idle_timeout=3.0)
+    get_ready(world, heir_of(worker))
+    world.advance(3.1)
+    world.settle_down()
+    assert not world.processes
+    assert world.scheduler.deadline() is None
+    assert not world.scheduler.recycled
+    world.finish()
+
+
+def test_an_heir_that_has_waited_for_long_is_not_taken_for_one_without_work_for_long() -> None:
+    world = World(1, max_tasks_per_child=3, idle_timeout=3.0)
+    world.submit()
+    world.apply_all()
+    (worker,) = world.processes
+    world.advance(10.0)  # starts take that long, so heirs are started well ahead
+    get_ready(world, worker)
+    run_one(world, worker, 0.5)
+    heir = heir_of(worker)
+    get_ready(world, heir)
+    world.submit()
+    send_all(world)
+    world.read(worker)
+    world.advance(100.0)
+    world.complete(worker, 100.0)
+    world.look_at(worker)
+    world.submit()
+    assert worker.state == DRAINING
+    world.advance(2.9)
+    assert heir.state == READY
+    world.finish()
+
+
+@pytest.mark.parametrize("can_recall", [True, False])
+def test_a_worker_that_quits_costs_nothing(can_recall: bool) -> None:
+    world, (worker,) = warm(1, 1e-5, can_recall=can_recall)
+    tasks = world.submit(10)
+    send_all(world)
+    world.read(worker)
+    world.complete(worker, 1e-5)
+    world.quit(worker)
+    world.look_at(worker)
+    send_all(world)
+    assert worker.line, "something is in its channel that it does not read any more"
+    world.look_at(worker)
+    world.finish()
+    assert [world.settled[task] for task in tasks] == ["result"] * 10
+    assert world.scheduler.broken is None
+    assert not world.scheduler._intensity._deaths, "nobody is to blame for that one's end"
 
 
 # Lending: a submitter sends a task to an idle worker by itself.

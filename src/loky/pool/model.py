@@ -149,13 +149,17 @@ class Worker:
     __slots__ = (
         "budget",
         "busy_seconds",
+        "cause",
         "doomed",
+        "elder",
         "head_since",
+        "heir",
         "id",
         "idle_since",
         "lent",
         "line",
         "port",
+        "quits",
         "recalling",
         "slow",
         "started",
@@ -179,6 +183,10 @@ class Worker:
         self.doomed: Task | None = None  # the running task that is to be stopped
         self.tasks_done = 0  # for people, as is the next
         self.busy_seconds = 0.0  # in tasks that are done
+        self.cause: str | None = None  # why it has to leave for good
+        self.quits = False  # it leaves by itself, and has read nothing that is in its line
+        self.heir: Worker | None = None  # see `succession`
+        self.elder: Worker | None = None
         self.port: Any = None
 
     def __repr__(self) -> str:

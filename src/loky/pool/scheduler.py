@@ -20,6 +20,8 @@ Invariants, checked by the tests after every step:
 - no more than `max_workers` workers have tasks, but for those that a shrinking left at work;
 - while tasks wait, a worker is alive or starting, or a start is due, or the pool is broken;
 - a worker that could take a waiting task has it;
+- a worker that has to leave for good has an heir, or one is due; it leaves when the heir is ready;
+- no worker is given more tasks than `max_tasks_per_child`;
 - nothing is decided about a worker that has ended;
 - once `tick` has done what is due, the next deadline lies in the future;
 - after shutdown, once every task is settled and every worker gone, `closed` is true.
@@ -60,6 +62,7 @@ from .model import (
     Task,
     Worker,
 )
+from .succession import Succession
 from .waiting import Waiting
 
 # About this much work, in seconds, is kept in a worker's channel ahead of the task it runs: enough
@@ -132,7 +135,8 @@ class Scheduler:
         self._starting: dict[Worker, None] = {}
         self._awaited: dict[Worker, None] = {}
         self._unborn: dict[Worker, None] = {}
-        self._live = 0  # starting or ready
+        self._live = 0  # starting or ready, without spares
+        self._draining = 0
         self._busy = 0  # with a line that is not empty
         self._duration: float | None = None  # what tasks take lately, seconds
         self._window = 1
@@ -141,6 +145,8 @@ class Scheduler:
         self._start_after: float | None = None  # no worker is started before then
         self._deadlines = Deadlines()
         self._intensity = Intensity()
+        self._succession = Succession()
+        self._now = 0.0
 
     # ------------------------------------------------------------------ what can be asked
 
@@ -156,11 +162,18 @@ class Scheduler:
         """How many tasks a ready worker may hold, the running one included."""
         return self._window
 
+    @property
+    def recycled(self) -> dict[str, int]:
+        """How many workers have left for good, by cause."""
+        return self._succession.recycled
+
     def deadline(self) -> float | None:
         """When `tick` should be called at the latest, on the clock of the `now` arguments."""
         at = self._look_at
         again = self._start_after
-        if again is not None and (self.waiting.first or self._live < self._floor):
+        if again is not None and (
+            self.waiting.first or self._live < self._floor or self._succession.wanted
+        ):
             at = again if at is None or again < at else at
         for due in (self._deadlines.next(), self.waiting.due()):
             if due is not None and (at is None or due < at):
@@ -309,6 +322,9 @@ class Scheduler:
             step = min(seconds, OUTLIER_FACTOR * known + OUTLIER_SECONDS) - known
             self._duration = known + step * 0.2
         self._set_window()
+        if worker.budget >= 0:
+            self._now = now
+            self._foresee(worker)
         if line:
             if line[0].control is not None and line[0].on_wire:
                 self._deadlines.start(line[0], now)
@@ -339,6 +355,7 @@ class Scheduler:
             self._deadlines.start(worker.line[0], now)
         if worker.state != STARTING:
             return
+        self._now = now
         worker.state = READY
         self._starting.pop(worker, None)
         self._awaited.pop(worker, None)
@@ -347,8 +364,13 @@ class Scheduler:
         usual = self._usual_start
         self._usual_start = took if usual is None else usual + (took - usual) * 0.3
         self._intensity.started()
+        if worker.elder is not None:
+            if worker.elder.cause is not None:
+                self._let_go(worker.elder)
+            return
         if worker.budget == 0:
             self._unlive(worker, DRAINING)
+        self._foresee(worker)
         self._enter_bucket(worker)
 
     def recalled(self, worker: Worker, unread: list[Task], now: float) -> None:
@@ -365,6 +387,30 @@ class Scheduler:
             self._stop_now(worker, worker.line[-1])
         else:
             self._after_unassign(worker)
+
+    def recycle(self, worker: Worker, cause: str, *, quits: bool = False) -> None:
+        """Replace the worker for good; until its successor is ready, it goes on as before.
+
+        Parameters
+        ----------
+        worker : Worker
+            Which one. Nothing is done if it is to leave anyhow.
+        cause : str
+            Why, for those who ask.
+        quits : bool
+            It leaves by itself, now, and reads nothing more.
+        """
+        if quits:
+            worker.quits = True
+            worker.cause = worker.cause or cause
+            if worker.state == READY:
+                self._let_go(worker)
+        elif worker.state == READY and worker.cause is None:
+            worker.cause = cause
+            if worker.heir is not None and worker.heir.state == READY:
+                self._let_go(worker)
+            else:
+                self._foresee(worker)
 
     def lost(self, worker: Worker, unread: list[Task], now: float, exit: Any = None) -> None:
         """The process has ended, every result that it sent was reported, `unread` was taken back.
@@ -383,6 +429,11 @@ class Scheduler:
         state = worker.state
         if state == GONE:
             return
+        self._now = now
+        if worker.quits:
+            unread = [task for task in worker.line if task is not worker.doomed]
+            if state == DRAINING:
+                state = RETIRING
         for task in reversed(unread):
             self._take_back(worker, task)
         # At most one task was read and not answered: the head. What came behind it was still in
@@ -422,7 +473,12 @@ class Scheduler:
         to do than they can take.
         """
         self._start_after = now + START_AGAIN_SECONDS
-        if self._live > (worker.state == STARTING):
+        elder = worker.elder
+        if elder is not None:
+            self._unlive(worker, RETIRING)
+            if elder.cause is not None:
+                self._let_go(elder)  # there is no room for both: cold, then
+        elif self._draining or self._live > (worker.state == STARTING):
             self._unlive(worker, RETIRING)  # so that it does not count as a death
             self._floor = min(self._floor, self._live)
         self.lost(worker, list(worker.line), now, exit)
@@ -437,17 +493,14 @@ class Scheduler:
         self._floor = max_workers if self._begun else 0
         excess = self._live - max_workers
         if excess > 0:
-            alive = [w for w in self.workers.values() if w.state in (STARTING, READY)]
+            alive = [
+                w for w in self.workers.values() if w.state in (STARTING, READY) and w.elder is None
+            ]
             # Least loss first: not yet born, idle, then least loaded; the youngest of equals.
             alive.sort(key=lambda w: (w.state == READY, len(w.line) + w.lent, -w.id))
             for worker in alive[:excess]:
-                if worker.lent:
-                    self._unlive(worker, DRAINING)
-                elif not worker.line:
-                    self._retire(worker)
-                else:
-                    self._unlive(worker, DRAINING)
-                    self._recall(worker)
+                self._disinherit(worker)
+                self._let_go(worker)
 
     def shutdown(self, *, cancel: bool = False, kill: bool = False) -> None:
         """Take no more tasks and close once the present ones are settled.
@@ -485,6 +538,7 @@ class Scheduler:
 
     def tick(self, now: float) -> None:
         """Do what is due by now."""
+        self._now = now
         if self._look_at is not None and now >= self._look_at:
             self._look_at = None
             self._look_for_slow_heads(now)
@@ -499,6 +553,7 @@ class Scheduler:
                 worker = next(iter(idle))
                 if now < worker.idle_since + self.idle_timeout:
                     break
+                self._disinherit(worker)
                 self._retire(worker)
                 self._floor = min(self._floor, self._live)
         if self._awaited and self._live > len(self._starting):
@@ -557,6 +612,7 @@ class Scheduler:
         """Hand out what can be handed out, start who is needed. Call it after every event."""
         if self.broken is not None:
             return
+        self._now = now
         waiting = self.waiting
         pending = waiting.first
         if pending or waiting.others or self._live < self._floor:
@@ -621,6 +677,8 @@ class Scheduler:
             self._ensure_workers(now)
         if self._assigned > self._busy and self._look_at is None and self.can_recall:
             self._look_at = now + SLOW_HEAD_SECONDS
+        if self._succession.wanted:
+            self._start_heirs(now)
         if self.closing and not self.outstanding:
             for worker in self.workers.values():
                 if worker.state != RETIRING and not worker.lent:
@@ -648,15 +706,19 @@ class Scheduler:
             return
         wanted = min(self.max_workers, max(self._floor, self.outstanding))
         while self._live < wanted:
-            budget = -1 if self.max_tasks_per_child is None else self.max_tasks_per_child
-            worker = Worker(self._next_worker, now, budget)
-            self._next_worker += 1
-            self.workers[worker.id] = worker
+            worker = self._new_worker(now)
             self._starting[worker] = None
             self._awaited[worker] = None
             self._unborn[worker] = None
             self._live += 1
-            self.decisions.append((START, worker))
+
+    def _new_worker(self, now: float) -> Worker:
+        budget = -1 if self.max_tasks_per_child is None else self.max_tasks_per_child
+        worker = Worker(self._next_worker, now, budget)
+        self._next_worker += 1
+        self.workers[worker.id] = worker
+        self.decisions.append((START, worker))
+        return worker
 
     def _assign(self, worker: Worker, task: Task) -> None:
         worker.line.append(task)
@@ -676,16 +738,78 @@ class Scheduler:
     def _unlive(self, worker: Worker, state: int) -> None:
         """Give the worker no more tasks, and move it to a state that does not count as live."""
         self._buckets[len(worker.line)].pop(worker, None)
-        if worker.state in (STARTING, READY):
+        before = worker.state
+        worker.state = state
+        self._draining += (state == DRAINING) - (before == DRAINING)
+        elder = worker.elder
+        if elder is not None:
+            self._succession.part(worker)
+            self._foresee(elder)
+        elif before in (STARTING, READY):
             self._live -= 1
             self._starting.pop(worker, None)
             self._awaited.pop(worker, None)
             self._unborn.pop(worker, None)
-        worker.state = state
+            self._succession.wanted.pop(worker, None)
+            if worker.heir is not None:
+                self._succeed(worker.heir)
 
     def _retire(self, worker: Worker) -> None:
         self._unlive(worker, RETIRING)
+        self._succession.left(worker)
         self.decisions.append((RETIRE, worker))
+
+    def _let_go(self, worker: Worker) -> None:
+        """Have the worker leave as soon as it has finished what it runs."""
+        if worker.lent:
+            self._unlive(worker, DRAINING)
+        elif not worker.line:
+            self._retire(worker)
+        else:
+            self._unlive(worker, DRAINING)
+            self._recall(worker)
+
+    # ------------------------------------------------------------------ succession
+
+    def _foresee(self, worker: Worker) -> None:
+        """Note it if the worker needs an heir: `dispatch` starts one when there is room."""
+        if worker.state == READY and worker.elder is None and worker.heir is None:
+            if self._succession.needs_an_heir(worker, self._duration, self._usual_start):
+                self._succession.wanted[worker] = None
+
+    def _start_heirs(self, now: float) -> None:
+        if self._start_after is not None and now < self._start_after:
+            return
+        if self.closing and self.outstanding == self._assigned:
+            return  # there is nothing that an heir would do
+        succession = self._succession
+        while succession.wanted and succession.spares + self._draining < self.max_workers:
+            elder = next(iter(succession.wanted))
+            succession.adopt(elder, self._new_worker(now))
+
+    def _succeed(self, heir: Worker) -> None:
+        """The elder takes no more tasks: its heir is a worker like all others now."""
+        self._succession.part(heir)
+        if self._live >= self.max_workers:
+            self._live += 1  # which retiring takes off again
+            self._retire(heir)
+            return
+        self._live += 1
+        if heir.state == STARTING:
+            self._starting[heir] = None
+            heir.slow = True  # it has been starting for a while: nothing is promised to it
+        else:
+            heir.idle_since = self._now
+            self._foresee(heir)
+            self._enter_bucket(heir)
+
+    def _disinherit(self, worker: Worker) -> None:
+        """The pool can do without the worker's place: its heir leaves too."""
+        worker.cause = None
+        if worker.heir is not None:
+            self._retire(worker.heir)
+
+    # ------------------------------------------------------------------ lines of workers
 
     def _recall(self, worker: Worker) -> None:
         if self.can_recall and not worker.recalling and worker.state != RETIRING:

@@ -665,7 +665,7 @@ class Supervisor:
         except OSError as error:
             if port is not None:
                 port.close()
-            self.scheduler.lost(worker, list(worker.line), now, outcome.Death(error, ""))
+            self.scheduler.start_failed(worker, now, outcome.Death(error, ""))
             return
         worker.port = port
         self._oom.begin()
