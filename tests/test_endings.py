@@ -330,6 +330,73 @@ def test_a_callback_may_use_map_and_wait_for_all() -> None:
     assert found == [1225, 10]
 
 
+def test_callbacks_are_called_one_at_a_time_and_before_shutdown_returns() -> None:
+    """Also those that take long enough for another thread to watch meanwhile."""
+    at_work = most = called = 0
+
+    def callback(_: Any) -> None:
+        nonlocal at_work, most, called
+        at_work += 1
+        most = max(most, at_work)
+        time.sleep(0.03)  # several ticks: this is the subject
+        at_work -= 1
+        called += 1
+
+    before = threading.active_count()
+    with ProcessPoolExecutor(2) as executor:
+        for n in range(12):
+            executor.submit(abs, n).add_done_callback(callback)
+        executor.submit(abs, -1).result()
+        assert threading.active_count() <= before + 3
+    assert (most, called) == (1, 12)
+
+
+def test_a_callback_that_waits_for_somebody_who_waits_for_a_future() -> None:
+    """Nobody can see that; it is overtaken all the same."""
+    lock = threading.Lock()
+    entered = threading.Event()
+
+    def callback(_: Any) -> None:
+        entered.set()
+        with lock:
+            pass
+
+    with ProcessPoolExecutor(1) as executor:
+        with lock:
+            executor.submit(abs, -1).add_done_callback(callback)
+            assert entered.wait(PATIENCE)
+            # This result is one that only a thread in charge of endings can rebuild.
+            assert executor.submit(complex, 1, 2).result(PATIENCE) == 1 + 2j
+
+
+def test_callbacks_and_slow_results_are_completed_at_exit(tmp_path: Path) -> None:
+    code = """
+import time
+from loky import get_reusable_executor
+
+class Slow:
+    def __init__(self, number):
+        self.number = number
+    def __reduce__(self):
+        return rebuild, (self.number,)
+
+def rebuild(number):
+    time.sleep(0.03)
+    return number
+
+def callback(future):
+    time.sleep(0.03)
+    print(future.result(), flush=True)
+
+executor = get_reusable_executor(2)
+for number in range(10):
+    executor.submit(Slow, number).add_done_callback(callback)
+"""
+    done = run_script(tmp_path, code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(map(int, done.stdout.split())) == list(range(10))
+
+
 @pytest.mark.usefixtures("no_leftovers")
 @pytest.mark.parametrize("wait", [False, True])
 @pytest.mark.parametrize("kill", [False, True])

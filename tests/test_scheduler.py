@@ -53,7 +53,8 @@ from loky.pool.scheduler import (
     START_AGAIN_SECONDS,
     Scheduler,
 )
-from loky.task_options import CAUSES, TaskOptions
+from loky.pool.waiting import OVERTAKES
+from loky.task_options import CAUSES, TIMEOUT, TaskOptions
 
 EFFORT = float(os.environ.get("LOKY_TEST_EFFORT", "1"))
 
@@ -535,6 +536,74 @@ def test_pending_tasks_start_in_the_order_of_submission() -> None:
         run_one(world, worker, 0.5)
     assert done == tasks
     world.finish()
+
+
+def test_higher_priorities_go_first_and_lower_ones_do_not_starve() -> None:
+    world, (worker,) = warm(1, 1.0)  # long tasks: one at a time
+    (low,) = world.submit(1, TaskOptions(priority=-1))
+    send_all(world)
+    world.read(worker)  # it is running; what comes now has to wait
+    patient = world.submit(3, TaskOptions(priority=-1))
+    order: list[Task] = []
+    for _ in range(2 * OVERTAKES + 5):
+        world.submit(1, TaskOptions(priority=7))
+        world.complete(worker, 1.0)
+        world.look_at(worker)
+        send_all(world)
+        world.read(worker)
+        order.append(next(iter(worker.line)))
+    overtaking = [order.index(task) if task in order else None for task in patient]
+    assert overtaking == [OVERTAKES, 2 * OVERTAKES, None]
+    assert world.settled[low] == "result"
+    world.finish()
+
+
+def test_a_task_that_is_late_is_stopped_and_what_was_sent_ahead_goes_on() -> None:
+    world, (worker,) = warm(1, 1e-5)
+    (late, *rest) = world.submit(5, TaskOptions(timeout=3.0))
+    send_all(world)
+    world.read(worker)
+    world.advance(2.9)
+    world.apply_all()
+    assert not world.stopping
+    world.advance(0.2)
+    world.apply_all()
+    assert world.stopping == {worker}
+    assert worker.doomed is late
+    world.finish()
+    assert isinstance(world.settled[late], Lost)
+    assert world.settled[late].cause == TIMEOUT
+    assert [world.settled[task] for task in rest] == ["result"] * 4
+
+
+def test_the_reply_of_a_task_whose_time_was_up_is_ignored() -> None:
+    world, (worker,) = warm(1)
+    (late,) = world.submit(1, TaskOptions(timeout=3.0))
+    send_all(world)
+    world.read(worker)
+    world.advance(3.1)
+    world.apply_all()
+    world.complete(worker, 3.2)
+    world.look_at(worker)
+    assert late not in world.settled
+    world.finish()
+    assert isinstance(world.settled[late], Lost)
+
+
+def test_a_delayed_retry_comes_up_at_its_time() -> None:
+    world, (worker,) = warm(1)
+    (task,) = world.submit(1, TaskOptions(retries=1, backoff=10.0))
+    send_all(world)
+    world.read(worker)
+    world.die(worker)
+    world.reap(worker)
+    (replacement,) = ready_workers(world)
+    world.advance(9.9)
+    assert not replacement.line
+    world.advance(0.2)
+    assert list(replacement.line) == [task]
+    world.finish()
+    assert world.settled[task] == "result"
 
 
 def test_recalled_tasks_keep_their_order() -> None:

@@ -295,8 +295,7 @@ class _Waiting(Mapping[T]):
             raise
         finally:
             value = None  # else the traceback of its error would keep it alive
-            if self._entries or self._by_future or self._new:
-                self._abandon(kill=interrupted)
+            self._abandon(kill=interrupted)
 
     def _take(self) -> Entry | None:
         """Wait for the next task that is to be done; ``None`` if there is none."""

@@ -4,7 +4,7 @@ Rule 1: the leader calls this, one short method per event; `task_ended` alone ma
 thread that settles a future.
 
 Rule 2: no code of the user's runs here: what is told to the logger is put with the other endings,
-which are for the user (`Supervisor._run_endings`).
+which are for the user (`pool.telling`).
 
 Rule 3: nothing is counted per task here that succeeds on the short way (`Supervisor._end` has one
 addition for it); workers count their tasks themselves.

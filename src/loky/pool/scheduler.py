@@ -635,6 +635,8 @@ class Scheduler:
             if run:
                 run -= 1
                 self._assign(worker, pending.popleft())
+                if waiting.others:
+                    waiting.overtaken += 1
                 if not run:
                     self._enter_bucket(worker)
                 continue
@@ -661,6 +663,8 @@ class Scheduler:
                     worker.slow = True  # back in a bucket with its next result
                     continue
             self._assign(worker, pending.popleft())
+            if waiting.others:
+                waiting.overtaken += 1
             if worker.state == READY:
                 if worker.budget < 0:
                     run = min(share, self._window - len(worker.line))

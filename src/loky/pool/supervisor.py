@@ -64,7 +64,8 @@ from .parting import Parting
 from .poller import open_poller
 from .port import Port, WorkerSettings
 from .scheduler import Scheduler
-from .watch import TICK, Watch
+from .telling import Telling
+from .watch import Watch
 
 # Without a descriptor that shows a process's end (no pidfd), how often to ask, in seconds.
 UNWATCHED_SECONDS = 0.05
@@ -111,7 +112,8 @@ class Supervisor:
         self._inbox: deque[Any] = deque()  # tasks, and (function, *arguments) for the leader
         self._outbox: deque[tuple[Worker, Task, int]] = deque()  # to be pickled and sent, in order
         self._untold: list[Future[Any]] = []  # settled, and somebody waits
-        self._endings: deque[tuple[Callable[..., None], Any, Any]] = deque()  # to be told to users
+        self._telling = Telling(self._as_user, self._wake_anyway)
+        self._endings = self._telling.endings  # to be told to users
         self._cancels: list[tuple[Task, Any]] = []
         self._parting = Parting()
         self._ports: dict[int, Port] = {}
@@ -296,6 +298,7 @@ class Supervisor:
         if self.is_closed():
             return True
         self.will_wait()
+        self._telling.will_wait_for_the_end()
         return self._ended.sleep(self.is_closed, timeout)
 
     def is_closed(self) -> bool:
@@ -370,6 +373,7 @@ class Supervisor:
                 "settled there, not here"
             )
         self._watch.will_wait()
+        self._telling.will_wait()
 
     # ------------------------------------------------------------------ leading
 
@@ -419,16 +423,16 @@ class Supervisor:
                 return
             if self._untold:
                 self._tell()
-            if self._endings and not self._run_endings(now):
+            if self._endings and not self._telling.tell(now):
                 return
             if self._cancels:
                 self._answer_cancels()
-            if scheduler.closed and not (self._outbox or self._endings or inbox):
+            if scheduler.closed and not (self._outbox or self._telling or inbox):
                 if self.chronicle.pool_closed():
                     continue
                 self._close()
                 return
-            timeout = 0.0 if self._endings or scheduler.decisions else self._timeout()
+            timeout = 0.0 if scheduler.decisions else self._timeout()
             if waiting.aside and self._encoding is None and waiting.may_bring_back():
                 timeout = 0.0
             lending.offer()
@@ -463,6 +467,8 @@ class Supervisor:
             due = step if due is None or (step is not None and step < due) else due
         if self._unwatched and (self.scheduler.outstanding or self._parting):
             due = min(due or inf, monotonic() + UNWATCHED_SECONDS)
+        if self._endings:
+            due = min(inf if due is None else due, self._telling.next())
         # Bounded: a system's clock cannot count as far as a user may write.
         return None if due is None else min(max(0.0, due - monotonic()), LONGEST_SECONDS)
 
@@ -747,16 +753,6 @@ class Supervisor:
         for future in untold:
             future._tell()
 
-    def _run_endings(self, now: float) -> bool:
-        """Settle what may run code of the user's; false if somebody else leads now."""
-        while self._endings:
-            function, one, two = self._endings.popleft()
-            if not self._as_user(function, one, two):
-                return False
-            if monotonic() - now > TICK:
-                break  # so that many short callbacks do not add up to a long one
-        return True
-
     def _encoded(self, task: Task, error: BaseException | None) -> None:
         self._encoding = None
         if error is not None:
@@ -820,9 +816,7 @@ class Supervisor:
             tasks += port.worker.line
             if port.process is not None:
                 port.process.kill()
-        while self._endings:
-            function, one, two = self._endings.popleft()
-            function(one, two)
+        self._telling.tell_all()
         for task in tasks:
             outcome.settle(task, self.scheduler.broken)
         self._tell()

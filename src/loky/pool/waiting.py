@@ -35,7 +35,8 @@ class Waiting:
         there are `others`, call `serve` before taking from it. Those that are not PENDING any
         more were settled while they waited: whoever takes one subtracts it from `dead`.
     others : dict of int to deque of Task
-        Those of lower priorities. Empty as a rule.
+        Those of lower priorities. Empty as a rule. When there are any, whoever takes one of `first`
+        adds it to `overtaken`.
     aside : deque of Task
         Waiting as well, until something that they need is free; see `set_aside`.
     """
@@ -46,8 +47,7 @@ class Waiting:
         self.aside: deque[Task] = deque()
         self.dead = 0  # in `first` and `others`, but settled
         self._level = 0  # the priority of `first`
-        self._overtaken = 0
-        self._served = -1  # the number of the task that was first the last time
+        self.overtaken = 0
         self._brought: Task | None = None  # the last that came back from aside
         self._delayed: list[tuple[float, int, Task]] = []
 
@@ -90,12 +90,9 @@ class Waiting:
         if not self.first:
             self._level = max(self.others)
             self.first = self.others.pop(self._level)
-        if self.first[0].id != self._served:  # if it is, that one was not taken
-            self._overtaken += 1
-            if self._overtaken > OVERTAKES:
-                self._overtaken = 0
-                self._let_the_oldest_go_first()
-            self._served = self.first[0].id
+        elif self.overtaken >= OVERTAKES:
+            self.overtaken = 0
+            self._let_the_oldest_go_first()
         return self.first
 
     def _let_the_oldest_go_first(self) -> None:
