@@ -120,7 +120,7 @@ def test_a_long_seed_has_everything() -> None:
     actions = {type(a).__name__ for e in episodes for part in e.actors.values() for a in part}
     assert actions == {
         *("Submit", "Burst", "Map", "Cancel", "Rescue", "Wait"),
-        *("Strike", "Resize", "Swap", "Fork"),
+        *("Strike", "Resize", "Swap", "Fork", "Dump", "Squeeze"),
     }
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import signal
+import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +28,13 @@ from .plan import (
     Burst,
     Call,
     Cancel,
+    Dump,
     Episode,
     Fork,
     Map,
     Rescue,
     Resize,
+    Squeeze,
     Strike,
     Submit,
     Swap,
@@ -42,6 +47,7 @@ from .strikes import Striker, send
 INITIALIZER_SECONDS = {"quick": 0.0, "slow": 0.1}
 # The child of a fork of the parent is given up after this many seconds.
 FORK_SECONDS = 25
+DUMP_SECONDS = 0.3
 # Callbacks may still be running when a shutdown returns.
 CALLBACK_SECONDS = 10.0
 # How often a rescuer looks whether there is somebody to be rescued, in seconds.
@@ -93,6 +99,8 @@ class Drama:
             "Map": self._map,
             "Cancel": self._cancel,
             "Rescue": self._rescue,
+            "Dump": self._dump,
+            "Squeeze": self._squeeze,
             "Wait": self._wait,
             "Strike": self._strike,
             "Resize": self._resize,
@@ -102,6 +110,12 @@ class Drama:
 
     def play(self) -> Report:
         """Carry everything out; what came of it."""
+        with _nuisances(self.episode.nuisances):
+            self._play()
+        self._settled()
+        return self._report()
+
+    def _play(self) -> None:
         episode, stage = self.episode, self.stage
         stage.facts.breakable = episode.options["crash_policy"] == "break"
         executor = self._executor(episode.workers, 0)
@@ -124,8 +138,6 @@ class Drama:
         self._guarded("ending", self._end)
         for thread in threads.values():
             thread.join()
-        self._settled()
-        return self._report()
 
     # ------------------------------------------------------------------ actors
 
@@ -210,6 +222,23 @@ class Drama:
     def _swap(self, name: str, action: Swap) -> None:
         self.stage.note(name, f"another executor, of {action.workers}")
         self.stage.put_on(self._executor(action.workers, len(self.stage.executors)))
+
+    def _dump(self, name: str, action: Dump) -> None:
+        self.stage.note(name, "dump stacks")
+        dump = self.stage.executor.dump_stacks(DUMP_SECONDS)
+        self.stage.note(name, f"dumped {len(dump)} stacks")
+
+    def _squeeze(self, name: str, action: Squeeze) -> None:
+        import resource
+
+        self.stage.facts.squeezed = True
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        self.stage.note(name, f"room for {action.room} descriptors above {highest}")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + action.room, hard))
+        time.sleep(action.seconds)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        self.stage.note(name, "room again")
 
     def _fork(self, name: str, action: Fork) -> None:
         self.stage.note(name, f"fork, makes a pool: {action.makes_pool}")
@@ -376,6 +405,24 @@ class Drama:
                 f"endings {len(pool._endings)}, workers {list(scheduler.workers.values())}"
             )
         return "\n".join(lines)
+
+
+@contextmanager
+def _nuisances(what: dict[str, float]) -> Iterator[None]:
+    """Make threads switch, collections happen and system calls end early much more often."""
+    switch, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    handler = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    try:
+        sys.setswitchinterval(what.get("switch", switch))
+        gc.set_threshold(int(what.get("gc", thresholds[0])))
+        ticks = what.get("ticks", 0.0)
+        signal.setitimer(signal.ITIMER_REAL, ticks, ticks)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, handler)
+        gc.set_threshold(*thresholds)
+        sys.setswitchinterval(switch)
 
 
 def _name(refused: BaseException | None, outcome: Outcome | None) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from errno import EMFILE
 from typing import Any
 
 from .marks import ARMED, BEGIN, END, Mark
@@ -87,6 +88,7 @@ class Circumstances:
     killed: bool = False  # shut down with its workers killed
     cancelled: bool = False  # shut down with what had not begun cancelled
     breakable: bool = False  # it may have broken
+    squeezed: bool = False  # there were times without a descriptor left
 
 
 def judge(fates: Iterable[Fate], marks: Iterable[Mark], circumstances: Circumstances) -> list[str]:
@@ -183,15 +185,22 @@ class _Judge:
                 return f"it has another task's exception: {outcome}"
             if begun != runs:
                 return f"it has {outcome}, and has begun {begun} times"
-        elif (name == "TerminatedWorkerError" and self._is_excused(call, error)) or (
-            name == "ShutdownExecutorError" and self.facts.killed
-        ):
-            pass
-        elif not (name in BROKEN and self.facts.breakable):
+        elif not self._is_excused(call, error):
             return f"nothing was done that explains {outcome}"
         return None
 
     def _is_excused(self, call: Call, error: Any) -> bool:
+        """Whether what was done to the task, its worker or its pool explains the exception."""
+        facts, name = self.facts, type(error).__name__
+        if name == "TerminatedWorkerError" and self._has_reason(call, error):
+            return True
+        if name == "ShutdownExecutorError" and facts.killed:
+            return True
+        if name in BROKEN and facts.breakable:
+            return True
+        return facts.squeezed and isinstance(error, OSError) and error.errno == EMFILE
+
+    def _has_reason(self, call: Call, error: Any) -> bool:
         """Whether the end of that process is the task's own work, or that of a strike."""
         begun = self.begun.get(call.number, ())
         if any(mark.pid != error.pid for mark in begun):

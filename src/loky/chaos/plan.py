@@ -181,7 +181,24 @@ class Fork:
     makes_pool: bool
 
 
-Action = Submit | Burst | Map | Cancel | Rescue | Wait | Strike | Resize | Swap | Fork
+@dataclass(frozen=True)
+class Dump:
+    """Ask for the stacks of all workers."""
+
+    at: float
+
+
+@dataclass(frozen=True)
+class Squeeze:
+    """Leave this process room for so few more descriptors, for a while."""
+
+    at: float
+    room: int
+    seconds: float
+
+
+Work = Submit | Burst | Map | Cancel | Rescue | Wait
+Action = Work | Strike | Resize | Swap | Fork | Dump | Squeeze
 
 
 @dataclass
@@ -189,7 +206,10 @@ class Episode:
     """One pool's life.
 
     `ending` is one of: drain, shutdown, kill, cancel, collect, storm. With `early`, it comes while
-    the actors are still at work.
+    the actors are still at work. The nuisances hold for the whole of it: "switch", the seconds
+    after which threads are switched; "gc", allocations between collections; "ticks", seconds
+    between signals that interrupt system calls of the main thread; "squeezes", whether descriptors
+    run out at times.
     """
 
     seed: int
@@ -200,6 +220,7 @@ class Episode:
     seconds: float
     ending: str
     early: bool
+    nuisances: dict[str, float] = field(default_factory=dict)
     actors: dict[str, list[Action]] = field(default_factory=dict)
 
     def calls(self) -> list[Call]:
@@ -248,6 +269,19 @@ class _Planner:
             early,
         )
 
+    def _nuisances(self) -> dict[str, float]:
+        draw = self.random
+        found: dict[str, float] = {}
+        if draw.random() < 0.3:
+            found["switch"] = draw.choice([1e-6, 1e-5, 1e-4])
+        if draw.random() < 0.15:
+            found["gc"] = draw.choice([1, 20])
+        if draw.random() < 0.15:
+            found["ticks"] = draw.choice([0.001, 0.02])
+        if draw.random() < 0.1:
+            found["squeezes"] = 1
+        return found
+
     def _one(self, weights: dict[str, int]) -> str:
         return self.random.choices(list(weights), list(weights.values()))[0]
 
@@ -283,6 +317,7 @@ class _Planner:
     def make(self) -> Episode:
         episode = self.episode
         draw = self.random
+        episode.nuisances = self._nuisances()
         smallest = self._director()
         bombs = draw.randint(0, BOMBS)
         for index in range(draw.randint(1, 3)):
@@ -372,6 +407,12 @@ class _Planner:
             chance = draw.random()
             if chance < 0.25:
                 actions.append(Fork(at, draw.random() < 0.3))
+            elif chance < 0.4:
+                actions.append(Dump(at))
+            elif "squeezes" in episode.nuisances:
+                actions.append(
+                    Squeeze(at, draw.choice([0, 1, 2, 3, 8]), draw.choice([0.02, 0.1, 0.3]))
+                )
             elif episode.reusable and chance < 0.85:
                 workers = draw.randint(1, self.max_workers)
                 smallest = min(smallest, workers)

@@ -192,7 +192,7 @@ class Run:
         ]
         print(
             f"WRONG in episode {episode.index}: {episode.workers} workers, "
-            f"{'reusable' if episode.reusable else 'own'}, {episode.options}, "
+            f"{'reusable' if episode.reusable else 'own'}, {episode.options}, {episode.nuisances}, "
             f"ending {episode.ending}{' early' if episode.early else ''}",
             *["history of those concerned:", *about[-HISTORY_LINES:]],
             *["end of the history:", *lines],
