@@ -18,6 +18,7 @@ from loky.chaos import tasks
 from loky.chaos.judge import (
     CANCELLED,
     ERROR,
+    SKIPPED,
     VALUE,
     Circumstances,
     Fate,
@@ -28,7 +29,7 @@ from loky.chaos.marks import ARMED, BEGIN, END, Mark, Marks, leave
 from loky.chaos.plan import Burst, Call, Cancel, Map, Strike, Submit, plan, strikes_on_anybody
 from loky.chaos.remains import Remains
 from loky.chaos.strikes import Striker, possible, send
-from loky.errors import ShutdownExecutorError, TerminatedWorkerError
+from loky.errors import ShutdownExecutorError, TaskTimeoutError, TerminatedWorkerError
 
 linux_only = pytest.mark.skipif(possible() is not None, reason=str(possible()))
 
@@ -172,7 +173,7 @@ def test_side_effect_twice() -> None:
 
 
 def test_a_value_out_of_nowhere() -> None:
-    assert "without having run" in verdict(Fate(CALL, told=1, outcome=right()), [])
+    assert "having run 0 times" in verdict(Fate(CALL, told=1, outcome=right()), [])
 
 
 def test_an_exception_that_nothing_explains() -> None:
@@ -183,7 +184,7 @@ def test_an_exception_that_nothing_explains() -> None:
 def test_another_tasks_exception() -> None:
     error = tasks.ChaosError(2)
     failed = Fate(Call(1, "raise"), told=1, outcome=Outcome(ERROR, error=error))
-    assert "another task's exception" in verdict(failed, ran())
+    assert "nothing was done that explains ChaosError: 2" in verdict(failed, ran())
 
 
 def test_a_value_where_there_cannot_be_one() -> None:
@@ -256,6 +257,56 @@ def test_items_of_a_map() -> None:
     error = Outcome(ERROR, error=tasks.ChaosError(2))
     assert verdict(Fate(CALL, "map", outcome=error, chunk=chunk), ran(1) + ran(2)) == ""
     assert "nothing was done" in verdict(Fate(CALL, "map", outcome=error), ran(1) + ran(2))
+
+
+def test_what_a_map_skips_has_failed() -> None:
+    skipped = Fate(CALL, "map", outcome=Outcome(SKIPPED), chunk=(CALL,))
+    assert "left it out" in verdict(skipped, ran())
+    assert verdict(skipped, ran(), struck={PID: {-9}}) == ""
+    skipped.chunk = (CALL, Call(2, "raise"))
+    assert verdict(skipped, ran()) == ""
+
+
+def options(**given: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple(given.items())
+
+
+def test_retries() -> None:
+    call = Call(1, "quick", options=options(retries=1))
+    twice = [Mark(1, PID, BEGIN, 1.0), *ran(pid=PID + 1)]
+    assert verdict(Fate(call, told=1, outcome=right(call)), twice) == ""
+    thrice = [*twice, *ran(pid=PID + 2)]
+    assert "ran 3 times" in verdict(Fate(call, told=1, outcome=right(call)), thrice)
+    last = ended(PID + 1)
+    struck = {PID: {-9}, PID + 1: {-9}}
+    assert "after 0 of 1 retries" in verdict(Fate(call, told=1, outcome=last), [], struck=struck)
+    last.error.attempts = (ended().error,)  # type: ignore[union-attr]
+    assert verdict(Fate(call, told=1, outcome=last), twice[:2], struck=struck) == ""
+    assert "nothing was done" in verdict(
+        Fate(call, told=1, outcome=last), twice[:2], struck={PID + 1: {-9}}
+    ), "the first attempt has no reason"
+
+
+def test_retries_of_what_raises() -> None:
+    flaky = Call(1, "flaky-raise", size=1, options=options(retries=1, retry_on=("ChaosError",)))
+    error = tasks.ChaosError(1)
+    fate = Fate(flaky, told=1, outcome=Outcome(ERROR, error=error))
+    assert "after 0 of 1 retries" in verdict(fate, ran())
+    fate.outcome = right(flaky)
+    assert "having run 1 times" in verdict(fate, ran()), "it fails the first time"
+    assert verdict(fate, ran() + ran(pid=PID + 1)) == ""
+
+
+def test_timeouts() -> None:
+    late = TaskTimeoutError("late", pid=PID, exitcode=-15, seconds=0.3)
+    outcome = Outcome(ERROR, error=late)
+    assert "nothing was done" in verdict(Fate(CALL, told=1, outcome=outcome), ran())
+    call = Call(1, "overdue", 1000.0, options=options(timeout=0.2))
+    assert verdict(Fate(call, told=1, outcome=outcome), ran()) == ""
+    early = Call(1, "overdue", 1000.0, options=options(timeout=0.4))
+    assert "nothing was done" in verdict(Fate(early, told=1, outcome=outcome), ran())
+    value = Fate(call, told=1, outcome=right(call))
+    assert "cannot have a value" in verdict(value, ran())
 
 
 # ---------------------------------------------------------------------- what it is made of

@@ -8,7 +8,8 @@ What is checked:
   killed, a pool that had to break;
 - a cancellation that was granted without `kill` means that the task has not run, one with `kill`
   that its future is cancelled; one that was denied means that it is not;
-- no task has begun twice, and one that has a result has begun once;
+- no task has begun more often than once and its retries, and one that has a result has begun;
+- an exception that is worth another attempt is the last of all attempts, and tells of the others;
 - a worker runs one task at a time;
 - the death of a worker costs at most one task.
 """
@@ -22,14 +23,17 @@ from typing import Any
 
 from .marks import ARMED, BEGIN, END, Mark
 from .plan import Call
-from .tasks import BOMB_CODE, END_CODES, expected
+from .tasks import BOMB_CODE, END_CODES, FLAKY, expected
 
 VALUE, ERROR, CANCELLED = "value", "error", "cancelled"
+# A map left it out, having been asked to skip what fails.
+SKIPPED = "skipped"
 
 # Kinds whose future gets an exception, by the name of its class; the task has (1) or has not (0)
 # begun by then.
 OWN_ERRORS = {
     "raise": ({"ChaosError"}, 1),
+    "flaky-raise": ({"ChaosError"}, 1),
     "raise-unpicklable": ({"ResultUnpicklingError"}, 1),
     "raise-unloadable": ({"ResultUnpicklingError"}, 1),
     "bad-argument": ({"TaskPicklingError"}, 0),
@@ -40,7 +44,10 @@ OWN_ERRORS = {
     "interrupt": ({"KeyboardInterrupt"}, 1),
 }
 # Whose exception carries the number of the call.
-NUMBERED = {"raise", "sys-exit", "interrupt"}
+NUMBERED = {"raise", "flaky-raise", "sys-exit", "interrupt"}
+# What ended an attempt, by the name of the exception's class, as `retry_on` names it.
+CAUSES = {"TerminatedWorkerError": "crash", "TaskTimeoutError": "timeout"}
+DEFAULT_RETRY_ON = ("crash", "timeout", "memory")
 BROKEN = {"BrokenProcessPool", "TerminatedWorkerError"}
 
 
@@ -119,7 +126,7 @@ class _Judge:
 
     def _of_one(self, fate: Fate) -> Iterable[str]:
         begun = len(self.begun.get(fate.call.number, ()))
-        if begun > 1:
+        if begun > 1 + _option(fate.call, "retries", 0):
             pids = [mark.pid for mark in self.begun[fate.call.number]]
             yield f"ran {begun} times, in processes {pids}"
         if fate.refused is not None:
@@ -143,6 +150,9 @@ class _Judge:
             reasons = [self._objection(call, outcome) for call in fate.chunk or (fate.call,)]
             if all(reasons):
                 yield "; ".join(dict.fromkeys(map(str, reasons)))
+        elif outcome.kind == SKIPPED:
+            if not any(self._can_fail(call) for call in fate.chunk):
+                yield "its map has left it out, and nothing was done to it"
 
     def _of_refused(self, fate: Fate, begun: int) -> Iterable[str]:
         name = type(fate.refused).__name__
@@ -161,39 +171,57 @@ class _Judge:
             yield f"cancel() said True, and then it got {outcome}"
         if cancelled and not granted and not self.facts.cancelled:
             yield "its future is cancelled, and nobody has cancelled it"
-        if cancelled and begun and not any(kill for kill, _ in fate.cancels):
+        # Between two attempts a task is waiting again.
+        once = not _option(fate.call, "retries", 0)
+        if cancelled and begun and once and not any(kill for kill, _ in fate.cancels):
             yield "it was cancelled, and it ran"
 
     def _of_value(self, call: Call, outcome: Outcome, begun: int) -> Iterable[str]:
-        if call.kind in OWN_ERRORS or call.kind in END_CODES:
+        fails = call.kind in OWN_ERRORS or call.kind in END_CODES
+        if call.kind.startswith("overdue") or (fails and call.kind not in FLAKY):
             yield f"it has {outcome}, but cannot have a value"
             return
         right = expected(call.number, call.kind, call.seconds, call.size)
         if outcome.value != right:
             yield f"it has {outcome}, and not {right!r}"
-        if not begun:
-            yield f"it has {outcome} without having run"
+        if begun < 1 + (call.size if call.kind in FLAKY else 0):
+            yield f"it has {outcome} having run {begun} times"
 
     def _objection(self, call: Call, outcome: Outcome) -> str | None:
         """Why this call cannot have ended with this exception, if so."""
-        error = outcome.error
-        name = type(error).__name__
+        error: Any = outcome.error
+        attempts = getattr(error, "attempts", ())
+        for each in (*attempts, error):
+            if not (self._is_own(call, each) or self._is_excused(call, each)):
+                return f"nothing was done that explains {Outcome(ERROR, error=each)}"
         begun = len(self.begun.get(call.number, ()))
-        names, runs = OWN_ERRORS.get(call.kind, (set(), 0))
-        if name in names and error is not None:
-            if call.kind in NUMBERED and error.args != (call.number,):
-                return f"it has another task's exception: {outcome}"
-            if begun != runs:
+        if self._is_own(call, error):
+            may_run = OWN_ERRORS[call.kind][1]
+            if begun < may_run or (begun and not may_run):
                 return f"it has {outcome}, and has begun {begun} times"
-        elif not self._is_excused(call, error):
-            return f"nothing was done that explains {outcome}"
+        retries = _option(call, "retries", 0)
+        cause = CAUSES.get(type(error).__name__, type(error).__name__)
+        if not (retries and cause in _option(call, "retry_on", DEFAULT_RETRY_ON)):
+            retries = len(attempts)  # this cause ended it, whatever it was before
+        if len(attempts) != retries and not (self.facts.breakable or self.facts.killed):
+            return f"after {len(attempts)} of {retries} retries it has {outcome}"
         return None
+
+    def _is_own(self, call: Call, error: Any) -> bool:
+        """Whether the exception is the one that the task raises, or that its kind leads to."""
+        name = type(error).__name__
+        if name not in OWN_ERRORS.get(call.kind, ((), 0))[0]:
+            return False
+        return call.kind not in NUMBERED or (bool(error.args) and error.args[0] == call.number)
 
     def _is_excused(self, call: Call, error: Any) -> bool:
         """Whether what was done to the task, its worker or its pool explains the exception."""
         facts, name = self.facts, type(error).__name__
         if name == "TerminatedWorkerError" and self._has_reason(call, error):
             return True
+        if name == "TaskTimeoutError":
+            limit = _option(call, "timeout", None)
+            return limit is not None and error.seconds >= limit
         if name == "ShutdownExecutorError" and facts.killed:
             return True
         if name in BROKEN and facts.breakable:
@@ -202,12 +230,23 @@ class _Judge:
 
     def _has_reason(self, call: Call, error: Any) -> bool:
         """Whether the end of that process is the task's own work, or that of a strike."""
-        begun = self.begun.get(call.number, ())
-        if any(mark.pid != error.pid for mark in begun):
-            return False
-        if error.exitcode == END_CODES.get(call.kind) and begun:
-            return True
+        pids = {mark.pid for mark in self.begun.get(call.number, ())}
+        if error.pid in pids:
+            if error.exitcode == END_CODES.get(call.kind):
+                return True
+        elif pids and not _option(call, "retries", 0):
+            return False  # it ran elsewhere
         return error.exitcode in self.codes.get(error.pid, ())
+
+    def _can_fail(self, call: Call) -> bool:
+        """Whether a call may have failed, as far as can be told without its exception."""
+        facts = self.facts
+        if call.kind in OWN_ERRORS or call.kind in END_CODES:
+            return True
+        if facts.squeezed or facts.cancelled or facts.killed or facts.breakable:
+            return True
+        begun = self.begun.get(call.number, ())
+        return bool(self.codes) and (not begun or any(mark.pid in self.codes for mark in begun))
 
     def _of_workers(self) -> list[str]:
         """Whether each process ran one task at a time."""
@@ -231,11 +270,17 @@ class _Judge:
             return []
         victims: dict[int, list[int]] = {}
         for fate in self.fates:
-            error: Any = fate.outcome.error if fate.outcome is not None else None
-            if type(error).__name__ == "TerminatedWorkerError":
-                victims.setdefault(error.pid, []).append(fate.call.number)
+            last: Any = fate.outcome.error if fate.outcome is not None else None
+            for error in (*getattr(last, "attempts", ()), last):
+                # The items of a chunk share one.
+                if type(error).__name__ == "TerminatedWorkerError" and not fate.chunk:
+                    victims.setdefault(error.pid, []).append(fate.call.number)
         return [
             f"the end of process {pid} cost {len(tasks)} tasks: {tasks}"
             for pid, tasks in victims.items()
             if len(tasks) > 1
         ]
+
+
+def _option(call: Call, name: str, default: Any) -> Any:
+    return dict(call.options).get(name, default)

@@ -44,6 +44,15 @@ def leave(path: str, task: int, kind: int) -> None:
         os.close(fd)
 
 
+def begun(path: str, task: int) -> int:
+    """How often a task has begun so far."""
+    with open(path, "rb") as file:
+        data = file.read()
+    whole = len(data) // _RECORD.size * _RECORD.size
+    records = _RECORD.iter_unpack(data[:whole])
+    return sum(number == task and kind == BEGIN for number, _, kind, _ in records)
+
+
 class Marks:
     """The parent's side: reads what has been appended since it last looked."""
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import random
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # kind -> weight. Those that take `seconds` or `size` are drawn below.
@@ -57,6 +57,16 @@ DEADLY = {"exit": 3, "segfault": 2, "abort": 1, "kill-self": 2, "close-all": 2}
 # Their arguments or results run code of theirs in the parent; a map over them would be slow.
 FOR_MAP = {"quick": 40, "sleep": 4, "large-result": 2, "raise": 1, "exit": 1, "slow-to-load": 1}
 
+NUMBERED = {"quick": 40, "sleep": 4, "raise": 1, "exit": 1}
+# These need options: without a limit, or other attempts, there would be no end, or no value.
+OPTIONAL = {
+    "overdue": 3,
+    "overdue-deaf": 1,
+    "overdue-gil": 1,
+    "flaky-raise": 3,
+    "flaky-exit": 2,
+}
+
 # What a callback does besides being counted.
 CALLBACKS = {"count": 20, "submit": 2, "wait": 2, "raise": 1, "slow": 1, "cancel": 1}
 
@@ -86,6 +96,7 @@ class Call:
     kind: str
     seconds: float = 0.0
     size: int = 0
+    options: tuple[tuple[str, Any], ...] = ()  # of the task, by name; see `executor.options`
 
 
 @dataclass(frozen=True)
@@ -108,13 +119,18 @@ class Burst:
 
 @dataclass(frozen=True)
 class Map:
-    """Map over calls, take the first `take` results, then close the iterator."""
+    """Map over calls, take the first `take` results, then close the iterator.
+
+    Not `ordered`, or with "skip", all calls are of `NUMBERED` kinds: results tell whose they are.
+    """
 
     at: float
     calls: tuple[Call, ...]
     chunksize: int
     buffersize: int | None
     take: int
+    ordered: bool = True
+    on_error: str = "raise"
 
 
 @dataclass(frozen=True)
@@ -306,13 +322,42 @@ class _Planner:
             seconds = draw.choice([0.0, 0.1])
         elif kind == "bomb":
             seconds = draw.choice([0.0, 0.001, 0.01, 0.1])
-        elif kind == "stuck":
+        elif kind == "stuck" or kind.startswith("overdue"):
             seconds = 1000.0
+        elif kind.startswith("flaky"):
+            size = draw.randint(1, 2)
         elif kind in ("large-argument", "large-result", "large-both"):
             size = draw.choice([30_000, 33_000, 200_000, 300_000, 4_000_000])
         elif kind == "leak":
             size = draw.choice([100_000, 2_000_000])
-        return Call(self._number(), kind, seconds, size)
+        return Call(self._number(), kind, seconds, size, tuple(self._options(kind).items()))
+
+    def _options(self, kind: str) -> dict[str, Any]:
+        draw = self.random
+        found: dict[str, Any] = {}
+        if kind.startswith("overdue"):
+            found["timeout"] = draw.choice([0.05, 0.2])
+            found["retries"] = draw.choice([0, 0, 1])
+            found["kill_grace"] = draw.choice([0.0, 0.05, 0.3])
+        elif kind.startswith("flaky"):
+            found["retries"] = draw.randint(1, 3)
+            found["retry_on"] = ("crash", "ChaosError")
+        elif draw.random() < 0.9 or kind == "stuck":
+            return found
+        else:
+            if draw.random() < 0.5:
+                found["timeout"] = draw.choice([0.02, 0.1, 60.0])
+            if draw.random() < 0.6:
+                found["retries"] = draw.randint(1, 3)
+                if draw.random() < 0.4:
+                    found["retry_on"] = draw.choice(
+                        [("crash",), ("timeout",), ("ChaosError",), ("crash", "ChaosError")]
+                    )
+        if "retries" in found and draw.random() < 0.5:
+            found["backoff"] = draw.choice([0.001, 0.05, (0.0, 0.03)])
+        if draw.random() < 0.4:
+            found["priority"] = draw.choice([-1, 1, 5])
+        return found
 
     def make(self) -> Episode:
         episode = self.episode
@@ -361,7 +406,9 @@ class _Planner:
                 if number not in stuck:
                     actions.append(Wait(at, number))
             else:
-                if bombs and draw.random() < 0.02:
+                if draw.random() < 0.04:
+                    kind = self._one(OPTIONAL)
+                elif bombs and draw.random() < 0.02:
                     kind = "bomb"
                     bombs -= 1
                 elif draw.random() < 0.02:
@@ -387,14 +434,21 @@ class _Planner:
     def _map(self, at: float) -> Map:
         draw = self.random
         count = draw.choice([2, 5] if self.dear > 5 else [3, 30, 200])
+        ordered = draw.random() < 0.75
+        on_error = draw.choice(["raise", "raise", "collect", "skip"])
+        kinds = FOR_MAP if ordered and on_error != "skip" else NUMBERED
         pure = draw.random() < 0.6
-        calls = tuple(self._call("quick" if pure else self._one(FOR_MAP)) for _ in range(count))
+        calls = tuple(self._call("quick" if pure else self._one(kinds)) for _ in range(count))
+        # All calls of a map are treated alike.
+        options = (("retries", draw.randint(1, 2)),) if draw.random() < 0.2 else ()
         return Map(
             at,
-            calls,
+            tuple(replace(call, options=options) for call in calls),
             draw.choice([1, 1, 5]),
             draw.choice([None, None, 1, 8]),
             draw.choice([count, count, count // 2, 0]),
+            ordered,
+            on_error,
         )
 
     def _director(self) -> int:

@@ -8,14 +8,14 @@ Rule 2: no lock. Each entry is written by one thread at a time, and read when al
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 from . import tasks
-from .judge import CANCELLED, ERROR, VALUE, Circumstances, Fate, Outcome
+from .judge import CANCELLED, ERROR, SKIPPED, VALUE, Circumstances, Fate, Outcome
 from .plan import Call, Map
 
 # Calls that callbacks make have the number of the call whose callback it was, plus this.
@@ -65,7 +65,7 @@ class Stage:
     def submit(self, call: Call, callback: str = "count") -> Future[Any] | None:
         """Submit a call; its future, ``None`` if it was refused."""
         fate = self.fates[call.number] = Fate(call)
-        executor = self.executor
+        executor = self._view(call)
         given = tasks.argument(call.number, call.kind, call.seconds, call.size)
         arguments: tuple[Any, ...] = (
             self.path,
@@ -86,6 +86,14 @@ class Stage:
         self.futures[call.number] = future
         future.add_done_callback(partial(self._told, fate, callback))
         return future
+
+    def _view(self, call: Call) -> Any:
+        """The executor, with the options of this call."""
+        options = dict(call.options)
+        if "retry_on" in options:
+            named = [tasks.ChaosError if c == "ChaosError" else c for c in options["retry_on"]]
+            options["retry_on"] = tuple(named)
+        return self.executor.options(**options) if options else self.executor
 
     def has_seen(self, number: int) -> bool:
         """Whether this call has a future by now, or was refused."""
@@ -113,43 +121,73 @@ class Stage:
     def map(self, what: Map) -> int:
         """Map over calls, take results, and leave; how many results came."""
         fates = [Fate(call, "map") for call in what.calls]
+        size = what.chunksize
+        for position, fate in enumerate(fates):
+            first = position // size * size
+            fate.chunk = what.calls[first : first + size]
         self.fates.update((fate.call.number, fate) for fate in fates)
         columns = zip(*[(c.number, c.kind, c.seconds, c.size) for c in what.calls], strict=True)
+        results = None
         taken = 0
         try:
-            results = self.executor.map(
+            results = self._view(what.calls[0]).map(
                 tasks.work,
                 [self.path] * len(fates),
                 *columns,
-                chunksize=what.chunksize,
+                chunksize=size,
                 buffersize=what.buffersize,
+                ordered=what.ordered,
+                on_error=what.on_error,
             )
             if not what.take:
                 return 0  # dropped, not closed: this must cancel nothing
-            for fate in fates[: what.take]:
-                fate.outcome = Outcome(VALUE, tasks.digest(next(results)))
+            for result in islice(results, what.take):
+                self._took(what, fates, taken, result)
                 taken += 1
                 self.moved()
-            if what.take == len(fates) and next(results, None) is not None:
-                self.problems.append(f"a map of {len(fates)} calls has more results")
-            results.close()
+            if what.take == len(fates):
+                self._all_taken(what, fates, taken, next(results, None))
         except Exception as error:
-            self._ended_by(error, fates, taken, what.chunksize)
+            self._ended_by(error, what, fates, taken)
+        finally:
+            if results is not None and what.take:
+                results.close()
         return taken
 
-    def _ended_by(self, error: Exception, fates: Sequence[Fate], taken: int, size: int) -> None:
+    def _took(self, what: Map, fates: list[Fate], position: int, result: Any) -> None:
+        """A map has handed out a result, or (with "collect") an exception."""
+        if isinstance(result, BaseException):
+            if what.ordered:  # else nobody knows whose it is
+                fates[position].outcome = _failure(result)
+            return
+        outcome = Outcome(VALUE, tasks.digest(result))
+        if what.ordered and what.on_error != "skip":
+            fate = fates[position]
+        else:
+            fate = self.fates[result[0]]
+            if fate not in fates or fate.outcome is not None:
+                self.problems.append(f"a map has handed out {result} that was not its, or again")
+        fate.outcome = outcome
+
+    def _all_taken(self, what: Map, fates: list[Fate], taken: int, more: Any) -> None:
+        if more is not None:
+            self.problems.append(f"a map of {len(fates)} calls has more results: {more!r}")
+        if what.on_error == "skip":
+            for fate in fates:
+                if fate.outcome is None:
+                    fate.outcome = Outcome(SKIPPED)
+        elif taken != len(fates):
+            self.problems.append(f"a map of {len(fates)} calls has {taken} results")
+
+    def _ended_by(self, error: Exception, what: Map, fates: list[Fate], taken: int) -> None:
         from ..errors import ShutdownExecutorError
 
         if isinstance(error, ShutdownExecutorError) and self.facts.closing:
             return  # it could not submit the rest
-        if taken == len(fates):
-            self.problems.append(f"after the last result of a map came {error!r}")
-            return
-        first = taken // size * size
-        fate = fates[taken]
-        fate.chunk = tuple(each.call for each in fates[first : first + size])
-        kind = CANCELLED if isinstance(error, CancelledError) else ERROR
-        fate.outcome = Outcome(kind, error=error)
+        if taken == len(fates) or (what.on_error != "raise" and not self.facts.breakable):
+            self.problems.append(f"after {taken} results a map raised {error!r}")
+        elif what.ordered:
+            fates[taken].outcome = _failure(error)
 
     def _told(self, fate: Fate, callback: str, future: Future[Any]) -> None:
         fate.told += 1
@@ -172,6 +210,10 @@ class Stage:
 def _closure(arguments: tuple[Any, ...]) -> Callable[[], Any]:
     """A function that travels by value."""
     return lambda: tasks.work(*arguments)
+
+
+def _failure(error: BaseException) -> Outcome:
+    return Outcome(CANCELLED if isinstance(error, CancelledError) else ERROR, error=error)
 
 
 def outcome_of(future: Future[Any]) -> Outcome:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 
-from .marks import ARMED, BEGIN, END, leave
+from .marks import ARMED, BEGIN, END, begun, leave
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 # How a worker ends that a task of this kind has ended: exit code, or minus the signal.
 EXIT_CODE = 73
 BOMB_CODE = 77
-END_CODES = {"exit": EXIT_CODE, "segfault": -11, "abort": -6, "kill-self": -9, "close-all": 1}
+END_CODES = {
+    "exit": EXIT_CODE,
+    "flaky-exit": EXIT_CODE,
+    "segfault": -11,
+    "abort": -6,
+    "kill-self": -9,
+    "close-all": 1,
+}
+# These fail at their first attempts, `size` of them, and then have a value.
+FLAKY = ("flaky-exit", "flaky-raise")
 
 # The worker may use this much more memory for what tasks leak, in bytes.
 LEAK_LIMIT = 24 << 20
@@ -169,6 +178,19 @@ def _hold_the_gil(path: str, number: int, seconds: float, size: int) -> None:
     ctypes.PyDLL(None).usleep(int(seconds * 1e6))
 
 
+def _sleep_with_the_gil(path: str, number: int, seconds: float, size: int) -> None:
+    import ctypes
+
+    ctypes.PyDLL(None).sleep(int(seconds))
+
+
+def _sleep_without_sigterm(path: str, number: int, seconds: float, size: int) -> None:
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(seconds)
+
+
 def _raise(path: str, number: int, seconds: float, size: int) -> None:
     raise ChaosError(number)
 
@@ -179,6 +201,16 @@ def _raise_unpicklable(path: str, number: int, seconds: float, size: int) -> Non
 
 def _raise_unloadable(path: str, number: int, seconds: float, size: int) -> None:
     raise TwoArguments(str(number), "")
+
+
+def _flaky_raise(path: str, number: int, seconds: float, size: int) -> None:
+    if begun(path, number) <= size:
+        raise ChaosError(number)
+
+
+def _flaky_exit(path: str, number: int, seconds: float, size: int) -> None:
+    if begun(path, number) <= size:
+        os._exit(EXIT_CODE)
 
 
 def _sys_exit(path: str, number: int, seconds: float, size: int) -> None:
@@ -257,26 +289,24 @@ def _plant_bomb(path: str, number: int, seconds: float, size: int) -> None:
     threading.Thread(target=explode, daemon=True).start()
 
 
-def _ignore_sigterm(path: str, number: int, seconds: float, size: int) -> None:
-    import signal
-
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(seconds)
-
-
 _ACTIONS = {
     "abort": _abort,
     "bomb": _plant_bomb,
     "close-all": _close_all,
     "exit": _exit,
+    "flaky-exit": _flaky_exit,
+    "flaky-raise": _flaky_raise,
     "fork": _fork,
     "fork-and-wait": _fork_and_wait,
     "fork-twice": _fork_twice,
     "hold-the-gil": _hold_the_gil,
-    "ignore-sigterm": _ignore_sigterm,
+    "ignore-sigterm": _sleep_without_sigterm,
     "interrupt": _interrupt,
     "kill-self": _kill_self,
     "leak": _leak,
+    "overdue": _sleep,
+    "overdue-deaf": _sleep_without_sigterm,
+    "overdue-gil": _sleep_with_the_gil,
     "raise": _raise,
     "raise-unloadable": _raise_unloadable,
     "raise-unpicklable": _raise_unpicklable,
