@@ -74,7 +74,7 @@ class Game:
 
     def calls(self):
         """Every (moment, call) of the plan's part."""
-        from loky_chaos.plan import Strike
+        from loky_chaos.actions import Strike
 
         return [(at, call) for at, call in self.actions if not isinstance(call, Strike)]
 
@@ -104,7 +104,7 @@ class Game:
     # -------------------------------------------------------------- acting
 
     def _do(self, action):
-        from loky_chaos.plan import Strike
+        from loky_chaos.actions import Strike
         from loky_chaos.remains import descendants
         from loky_chaos.strikes import parent_of
 
@@ -254,7 +254,8 @@ def is_done(handle):
 
 def actions_of(seed, index, level):
     """The (moment, call or strike) of an episode that every pool can be asked for."""
-    from loky_chaos.plan import Burst, Strike, Submit, plan
+    from loky_chaos.actions import Burst, Strike, Submit
+    from loky_chaos.plan import plan
 
     # Those with a worker per task have hardly any tasks: take the next ones.
     episodes = (plan(seed, k, WORKERS) for k in range(1000))

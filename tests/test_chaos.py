@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from loky.chaos import tasks
+from loky.chaos.actions import Burst, Call, Cancel, Map, Strike, Submit
 from loky.chaos.judge import (
     CANCELLED,
     ERROR,
@@ -26,7 +27,7 @@ from loky.chaos.judge import (
     judge,
 )
 from loky.chaos.marks import ARMED, BEGIN, END, Mark, Marks, leave
-from loky.chaos.plan import Burst, Call, Cancel, Map, Strike, Submit, plan, strikes_on_anybody
+from loky.chaos.plan import plan, strikes_on_anybody
 from loky.chaos.remains import Remains
 from loky.chaos.strikes import Striker, possible, send
 from loky.errors import ShutdownExecutorError, TaskTimeoutError, TerminatedWorkerError
@@ -121,7 +122,7 @@ def test_a_long_seed_has_everything() -> None:
     actions = {type(a).__name__ for e in episodes for part in e.actors.values() for a in part}
     assert actions == {
         *("Submit", "Burst", "Map", "Cancel", "Rescue", "Wait"),
-        *("Strike", "Resize", "Swap", "Fork", "Dump", "Squeeze"),
+        *("Strike", "Resize", "Swap", "Fork", "Dump", "Squeeze", "Await", "AwaitMap"),
     }
 
 

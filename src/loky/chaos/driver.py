@@ -21,9 +21,7 @@ from typing import Any
 
 from .. import ProcessPoolExecutor, get_reusable_executor
 from . import tasks
-from .judge import Outcome, judge
-from .marks import Marks
-from .plan import (
+from .actions import (
     Action,
     Burst,
     Call,
@@ -40,6 +38,8 @@ from .plan import (
     Swap,
     Wait,
 )
+from .judge import Outcome, judge
+from .marks import Marks
 from .remains import Remains
 from .stage import SECOND, Stage
 from .strikes import Striker, send
@@ -142,6 +142,11 @@ class Drama:
     # ------------------------------------------------------------------ actors
 
     def _act(self, name: str) -> None:
+        if name == "async":
+            from .aio import perform  # asyncio is dear, and not every run needs it
+
+            self._guarded(name, perform, self.stage, self.episode.actors[name], self._begin)
+            return
         for action in self.episode.actors[name]:
             self._until(name, self._begin + action.at)
             self._guarded(name, self._doing[type(action).__name__], name, action)

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from errno import EMFILE
 from typing import Any
 
+from .actions import Call
 from .marks import ARMED, BEGIN, END, Mark
-from .plan import Call
 from .tasks import BOMB_CODE, END_CODES, FLAKY, expected
 
 VALUE, ERROR, CANCELLED = "value", "error", "cancelled"
@@ -70,8 +70,9 @@ class Outcome:
 class Fate:
     """What was done to one call, and what came of it.
 
-    `via` is "submit", or "map" for an item of a map, whose future nobody sees: then `outcome` is
-    there only if the iterator handed it out, and an exception may be that of any call of its chunk.
+    `via` is "submit", "await", or "map" for an item of a map, whose future nobody sees: then
+    `outcome` is there only if the iterator handed it out, and an exception may be that of any call
+    of its chunk.
     """
 
     call: Call
@@ -133,7 +134,7 @@ class _Judge:
             yield from self._of_refused(fate, begun)
             return
         outcome = fate.outcome
-        if fate.via == "submit":
+        if fate.via != "map":
             if outcome is None:
                 yield f"its future was never settled; begun {begun} times"
                 return

@@ -19,9 +19,28 @@ what has to come of it.
 from __future__ import annotations
 
 import random
-import signal
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
+
+from .actions import (
+    Action,
+    Await,
+    AwaitMap,
+    Burst,
+    Call,
+    Cancel,
+    Dump,
+    Episode,
+    Fork,
+    Map,
+    Rescue,
+    Resize,
+    Squeeze,
+    Strike,
+    Submit,
+    Swap,
+    Wait,
+)
 
 # kind -> weight. Those that take `seconds` or `size` are drawn below.
 GOOD = {
@@ -86,169 +105,6 @@ def strikes_on_anybody(workers: int) -> int:
     need some of those.
     """
     return max(3, 2 * workers) - 1
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of `tasks.work`."""
-
-    number: int
-    kind: str
-    seconds: float = 0.0
-    size: int = 0
-    options: tuple[tuple[str, Any], ...] = ()  # of the task, by name; see `executor.options`
-
-
-@dataclass(frozen=True)
-class Submit:
-    """Submit a call, with a callback of this kind; then perhaps wait for its result."""
-
-    at: float
-    call: Call
-    callback: str = "count"
-    wait: bool = False
-
-
-@dataclass(frozen=True)
-class Burst:
-    """Submit many quick calls, one right after the other."""
-
-    at: float
-    calls: tuple[Call, ...]
-
-
-@dataclass(frozen=True)
-class Map:
-    """Map over calls, take the first `take` results, then close the iterator.
-
-    Not `ordered`, or with "skip", all calls are of `NUMBERED` kinds: results tell whose they are.
-    """
-
-    at: float
-    calls: tuple[Call, ...]
-    chunksize: int
-    buffersize: int | None
-    take: int
-    ordered: bool = True
-    on_error: str = "raise"
-
-
-@dataclass(frozen=True)
-class Cancel:
-    """Cancel a call that the same actor has submitted."""
-
-    at: float
-    number: int
-    kill: bool
-
-
-@dataclass(frozen=True)
-class Rescue:
-    """Wait until somebody has submitted this call; so many seconds later, cancel it with `kill`."""
-
-    at: float
-    number: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Wait until the future of a call that the same actor has submitted is done."""
-
-    at: float
-    number: int
-
-
-@dataclass(frozen=True)
-class Strike:
-    """Send a worker a signal. `pick` chooses the worker, `busy` asks for one in a long task.
-
-    STOP is followed by CONT after `seconds`.
-    """
-
-    at: float
-    signal: str
-    busy: bool
-    pick: float
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Resize:
-    """Ask for the reusable executor with this many workers."""
-
-    at: float
-    workers: int
-
-
-@dataclass(frozen=True)
-class Swap:
-    """Ask for the reusable executor with other arguments: another one takes its place."""
-
-    at: float
-    workers: int
-
-
-@dataclass(frozen=True)
-class Fork:
-    """Fork the parent; the child looks at what it has inherited, and perhaps makes a pool."""
-
-    at: float
-    makes_pool: bool
-
-
-@dataclass(frozen=True)
-class Dump:
-    """Ask for the stacks of all workers."""
-
-    at: float
-
-
-@dataclass(frozen=True)
-class Squeeze:
-    """Leave this process room for so few more descriptors, for a while."""
-
-    at: float
-    room: int
-    seconds: float
-
-
-Work = Submit | Burst | Map | Cancel | Rescue | Wait
-Action = Work | Strike | Resize | Swap | Fork | Dump | Squeeze
-
-
-@dataclass
-class Episode:
-    """One pool's life.
-
-    `ending` is one of: drain, shutdown, kill, cancel, collect, storm. With `early`, it comes while
-    the actors are still at work. The nuisances hold for the whole of it: "switch", the seconds
-    after which threads are switched; "gc", allocations between collections; "ticks", seconds
-    between signals that interrupt system calls of the main thread; "squeezes", whether descriptors
-    run out at times.
-    """
-
-    seed: int
-    index: int
-    workers: int
-    reusable: bool
-    options: dict[str, Any]
-    seconds: float
-    ending: str
-    early: bool
-    nuisances: dict[str, float] = field(default_factory=dict)
-    actors: dict[str, list[Action]] = field(default_factory=dict)
-
-    def calls(self) -> list[Call]:
-        """Every call of the plan; callbacks that submit make some more."""
-        found: list[Call] = []
-        for actions in self.actors.values():
-            for action in actions:
-                if isinstance(action, Submit):
-                    found.append(action.call)
-                elif isinstance(action, Burst | Map):
-                    found += action.calls
-        return found
 
 
 class _Planner:
@@ -367,6 +223,8 @@ class _Planner:
         bombs = draw.randint(0, BOMBS)
         for index in range(draw.randint(1, 3)):
             bombs = self._submitter(f"submitter-{index + 1}", bombs)
+        if draw.random() < 0.4:
+            self._awaiter()
         self._striker(strikes_on_anybody(smallest))
         return episode
 
@@ -451,6 +309,27 @@ class _Planner:
             on_error,
         )
 
+    def _awaiter(self) -> None:
+        """Plan the part of the actor that lives in an event loop."""
+        draw = self.random
+        actions: list[Action] = []
+        for at in self._times(draw.choice([0.01, 0.05]) * self.dear):
+            if draw.random() < 0.1:
+                count = draw.choice([3, 30])
+                calls = tuple(self._call(self._one(NUMBERED)) for _ in range(count))
+                # Retries, or a limit, of one of them would be those of all.
+                calls = tuple(replace(call, options=()) for call in calls)
+                take = draw.choice([count, count, 2])
+                actions.append(AwaitMap(at, calls, draw.choice([None, 1, 8]), take))
+                continue
+            kinds = draw.choice([GOOD, GOOD, GOOD, FAILING, OPTIONAL, {"stuck": 1}])
+            call = self._call(self._one(kinds))
+            patience = draw.choice([None, None, 0.0, 0.01, 0.1])
+            if call.kind == "stuck":
+                patience = patience or 0.2
+            actions.append(Await(at, call, patience))
+        self.episode.actors["async"] = actions
+
     def _director(self) -> int:
         """Plan resizes, swaps and forks; the smallest number of workers there will be."""
         draw = self.random
@@ -497,8 +376,3 @@ class _Planner:
 def plan(seed: int, index: int, max_workers: int = 4) -> Episode:
     """Episode number `index` of this seed."""
     return _Planner(seed, index, max_workers).make()
-
-
-def signal_number(name: str) -> int:
-    """The number of a signal that a plan names."""
-    return int(getattr(signal, f"SIG{name}"))

@@ -15,8 +15,8 @@ from itertools import count, islice
 from typing import Any
 
 from . import tasks
+from .actions import Call, Map
 from .judge import CANCELLED, ERROR, SKIPPED, VALUE, Circumstances, Fate, Outcome
-from .plan import Call, Map
 
 # Calls that callbacks make have the number of the call whose callback it was, plus this.
 SECOND = 1_000_000
@@ -62,22 +62,20 @@ class Stage:
             self.executor = executor
             self.executors.append(executor)
 
+    def request(self, call: Call) -> tuple[Any, Callable[..., Any], tuple[Any, ...]]:
+        """How to make a call: executor, function, arguments."""
+        given = tasks.argument(call.number, call.kind, call.seconds, call.size)
+        spec = call.number, call.kind, call.seconds, call.size
+        arguments: tuple[Any, ...] = (self.path, *spec, given)
+        executor = self._view(call)
+        if call.kind == "closure":
+            return executor, _closure(arguments), ()
+        return executor, tasks.work, arguments
+
     def submit(self, call: Call, callback: str = "count") -> Future[Any] | None:
         """Submit a call; its future, ``None`` if it was refused."""
         fate = self.fates[call.number] = Fate(call)
-        executor = self._view(call)
-        given = tasks.argument(call.number, call.kind, call.seconds, call.size)
-        arguments: tuple[Any, ...] = (
-            self.path,
-            call.number,
-            call.kind,
-            call.seconds,
-            call.size,
-            given,
-        )
-        function: Callable[..., Any] = tasks.work
-        if call.kind == "closure":
-            function, arguments = _closure(arguments), ()
+        executor, function, arguments = self.request(call)
         try:
             future: Future[Any] = executor.submit(function, *arguments)
         except RuntimeError as error:
@@ -160,14 +158,17 @@ class Stage:
             if what.ordered:  # else nobody knows whose it is
                 fates[position].outcome = _failure(result)
             return
-        outcome = Outcome(VALUE, tasks.digest(result))
         if what.ordered and what.on_error != "skip":
-            fate = fates[position]
+            fates[position].outcome = Outcome(VALUE, tasks.digest(result))
         else:
-            fate = self.fates[result[0]]
-            if fate not in fates or fate.outcome is not None:
-                self.problems.append(f"a map has handed out {result} that was not its, or again")
-        fate.outcome = outcome
+            self.took_unordered(fates, result)
+
+    def took_unordered(self, fates: list[Fate], result: Any) -> None:
+        """A map has handed out a result that tells whose it is."""
+        fate = self.fates[result[0]]
+        if fate not in fates or fate.outcome is not None:
+            self.problems.append(f"a map has handed out {result} that was not its, or again")
+        fate.outcome = Outcome(VALUE, result)
 
     def _all_taken(self, what: Map, fates: list[Fate], taken: int, more: Any) -> None:
         if more is not None:

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from heapq import heappop, heappush
 from time import monotonic
 
+from .actions import Strike, signal_number
 from .marks import Marks
-from .plan import Strike, signal_number
 
 # What a worker ends with when it is sent one of these.
 DEADLY = ("KILL", "TERM", "SEGV")
