@@ -212,6 +212,62 @@ def hoard(size: int = 1 << 40) -> int:
     return sum(map(len, kept))
 
 
+def hoard_slowly() -> None:
+    """Take memory without end, at 200 MB a second at most."""
+    import time
+
+    kept = []
+    while True:
+        kept.append(b"x" * (1 << 20))
+        time.sleep(0.005)
+
+
+def hoard_the_first_time(path: str) -> str:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return "enough"
+    return str(hoard())
+
+
+def fill_shared_memory(path: str, name: str, size: int) -> None:
+    """Use so much shared memory, and as much in a shared mapping; then pass the gate."""
+    import mmap
+    from multiprocessing import shared_memory
+
+    piece = b"x" * (1 << 20)
+    segment = shared_memory.SharedMemory(name)
+    with mmap.mmap(-1, size) as mapping:  # MAP_SHARED
+        for start in range(0, size, len(piece)):
+            segment.buf[start : start + len(piece)] = piece
+            mapping[start : start + len(piece)] = piece
+        pass_through(path)
+    segment.close()
+
+
+_kept: list[Any] = []
+
+
+def keep(size: int) -> int:
+    """Leak so many bytes."""
+    _kept.append(b"x" * size)
+    return os.getpid()
+
+
+def keep_cycle(size: int) -> int:
+    """Leave so many bytes for the garbage collector."""
+    cycle: list[Any] = [b"x" * size]
+    cycle.append(cycle)
+    return os.getpid()
+
+
+def look_often() -> None:
+    """An initializer: have the worker look after each task what it uses, not once a second."""
+    from loky.worker import footprint, loop
+
+    loop.FIRST_LOOK = footprint.INTERVAL = 0.0
+
+
 def exhaust_memory() -> None:
     import resource
 

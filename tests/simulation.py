@@ -171,6 +171,11 @@ class World:
     def resize(self, max_workers: int) -> None:
         self._event(self.scheduler.resize, max_workers)
 
+    def press(self, pressed: bool) -> None:
+        """Memory is short, or not any more."""
+        self.scheduler.pressed = pressed
+        self._event(lambda: None)
+
     def recycle(self, worker: Worker) -> None:
         self._event(self.scheduler.recycle, worker, "memory")
 
@@ -315,7 +320,8 @@ class World:
                 assert worker.state != STARTING or length == 1
                 assert scheduler.can_recall or worker.state != STARTING
         now_busy = sum(1 for worker in scheduler.workers.values() if worker.line)
-        assert now_busy <= max(busy, scheduler.max_workers), "more at work than allowed"
+        most = 1 if scheduler.pressed else scheduler.max_workers
+        assert now_busy <= max(busy, most), "more at work than allowed"
 
     def _take_in(self, worker: Worker, what: Any, *, dispatch: bool) -> None:
         scheduler = self.scheduler
@@ -520,7 +526,8 @@ class World:
         elif waiting:
             assert scheduler._live or self._start_is_scheduled(), "nobody will ever take them"
             if scheduler._buckets[0]:
-                assert scheduler._busy >= scheduler.max_workers, "idle while tasks wait"
+                most = 1 if scheduler.pressed else scheduler.max_workers
+                assert scheduler._busy >= most, "idle while tasks wait"
         assert scheduler.closed == (
             (scheduler.closing or scheduler.broken is not None)
             and not scheduler.outstanding

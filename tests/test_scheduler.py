@@ -233,6 +233,11 @@ def quit(world: World, pick: Pick) -> None:
         world.quit(worker)
 
 
+@action(1)
+def press(world: World, pick: Pick) -> None:
+    world.press(pick(3) == 2)
+
+
 @action(3, lambda world: world.scheduler.workers)
 def recycle(world: World, pick: Pick) -> None:
     world.recycle(one_of(list(world.scheduler.workers.values()), pick))
@@ -1217,6 +1222,39 @@ def test_a_worker_that_quits_costs_nothing(can_recall: bool) -> None:
     assert [world.settled[task] for task in tasks] == ["result"] * 10
     assert world.scheduler.broken is None
     assert not world.scheduler._intensity._deaths, "nobody is to blame for that one's end"
+
+
+# Memory is short.
+
+
+def test_under_pressure_tasks_run_one_by_one_and_none_is_sent_ahead() -> None:
+    world, _ = warm(3, 1e-5)
+    world.press(True)
+    world.submit(20)
+    send_all(world)
+    for _ in range(5):
+        assert sorted(lengths(world)) == [0, 0, 1]
+        (worker,) = [worker for worker in world.processes if worker.line]
+        run_one(world, worker, 1e-5)
+    world.press(False)
+    send_all(world)
+    assert sum(lengths(world)) == 15
+    assert not world.scheduler.waiting.first
+    world.finish()
+    assert set(world.settled.values()) == {"result"}
+
+
+def test_pressure_lets_those_who_are_at_work_finish() -> None:
+    world, workers = warm(2, 0.5)
+    world.submit(5)
+    send_all(world)
+    world.press(True)
+    assert lengths(world) == [1, 1]
+    run_one(world, workers[0], 0.5)
+    assert lengths(world) == [0, 1]
+    run_one(world, workers[1], 0.5)
+    assert sum(lengths(world)) == 1
+    world.finish()
 
 
 # Lending: a submitter sends a task to an idle worker by itself.

@@ -11,7 +11,8 @@ The tree::
     ├── concurrent.futures.process.BrokenProcessPool
     │   └── BrokenProcessPool              the pool is unusable, or one task broke its worker
     │       ├── TerminatedWorkerError      a worker process ended while it ran this task
-    │       │   └── TaskTimeoutError       it was ended: the task's time was up (a TimeoutError)
+    │       │   ├── TaskTimeoutError       it was ended: the task's time was up (a TimeoutError)
+    │       │   └── TaskMemoryError        it was ended: it used too much memory (a MemoryError)
     │       ├── TaskUnpicklingError        the worker could not rebuild the task
     │       └── ResultUnpicklingError      the parent could not rebuild the result or exception
     ├── ShutdownExecutorError              the executor was shut down
@@ -116,6 +117,26 @@ class TaskTimeoutError(TerminatedWorkerError, _TimeoutError):
     `stack` shows what the task was doing. A wait that gave up (``future.result(timeout=...)``)
     raises `TimeoutError` itself instead.
     """
+
+
+class TaskMemoryError(TerminatedWorkerError, MemoryError):
+    """A task's worker used too much memory and was ended.
+
+    A `MemoryError` as well, so that whoever provides for the one that Python raises provides for
+    this one too. Which of the limits it was, the message says.
+
+    Attributes
+    ----------
+    peak : int
+        Bytes of memory of its own that the worker was found to use.
+    limit : int
+        Bytes that it, or with `memory_limit` all workers together, may use.
+    """
+
+    def __init__(self, message: str = "", *, peak: int = 0, limit: int = 0, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.peak = peak
+        self.limit = limit
 
 
 class TaskUnpicklingError(BrokenProcessPool, UnpicklingError):

@@ -60,6 +60,16 @@ def check_measurable(option: str) -> None:
         )
 
 
+def readable(size: int) -> str:
+    """A number of bytes for people: ``"1.5 GB"``."""
+    amount = float(size)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if amount < 999.5:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:.3g} TB"
+
+
 class OomCounter:
     """Tells deaths that the kernel's out-of-memory killer has caused from others.
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from . import memory
 from .initializers import _prepare_initializer
 from .wire import inheritance, pickling
 
@@ -36,6 +37,9 @@ class PoolOptions(NamedTuple):  # a dataclass would import `inspect`: 5 ms of ev
     result_reducers: dict[type, Callable[[Any], Any]] | None
     max_tasks_per_child: int | None
     crash_policy: str
+    max_memory_per_worker: int | None
+    recycle_memory_per_worker: int | None
+    memory_limit: int | None
 
     def pickled_initializer(self, descriptors: inheritance.Collector) -> bytes | None:
         """What a worker needs to initialize itself, ``None`` for nothing.
@@ -91,6 +95,9 @@ def pool_options(
     result_reducers: Mapping[type, Callable[[Any], Any]] | None = None,
     max_tasks_per_child: int | None = None,
     crash_policy: str | None = None,
+    max_memory_per_worker: int | str | None = None,
+    recycle_memory_per_worker: int | str | None = None,
+    memory_limit: int | str | None = None,
 ) -> PoolOptions:
     """Validate a pool's options.
 
@@ -103,6 +110,14 @@ def pool_options(
         raise TypeError("give either 'context' or its other name 'mp_context', not both")
     initializer, initargs = _prepare_initializer(initializer, _initargs(initargs))
     reducers = _reducers("job_reducers", job_reducers)
+    hard = _memory("max_memory_per_worker", max_memory_per_worker)
+    soft = _memory("recycle_memory_per_worker", recycle_memory_per_worker)
+    if soft is not None and hard is not None and soft >= hard:
+        raise ValueError(
+            f"recycle_memory_per_worker ({recycle_memory_per_worker!r}) must be less than "
+            f"max_memory_per_worker ({max_memory_per_worker!r}): a worker is replaced after a task "
+            "that leaves it above the first, and killed as soon as it is above the second"
+        )
     return PoolOptions(
         max_workers=_max_workers(max_workers),
         timeout=_timeout(timeout),
@@ -116,6 +131,9 @@ def pool_options(
         ),
         max_tasks_per_child=_max_tasks(max_tasks_per_child),
         crash_policy=_crash_policy(crash_policy),
+        max_memory_per_worker=hard,
+        recycle_memory_per_worker=soft,
+        memory_limit=_memory("memory_limit", memory_limit, percent=True),
     )
 
 
@@ -239,6 +257,70 @@ def _crash_policy(policy: Any) -> str:
             f"crash_policy must be one of {', '.join(map(repr, CRASH_POLICIES))}, got {policy!r}"
         )
     return str(policy)
+
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def _memory(option: str, value: Any, *, percent: bool = False) -> int | None:
+    """A number of bytes."""
+    if value is None:
+        return None
+    accepted = "a number of bytes, or a text like '2GB', '1.5GiB' or '512MB'"
+    if percent:
+        accepted += " or '80%'"
+    if isinstance(value, str):
+        in_percent = percent and value.strip().endswith("%")
+        size = _share(option, value) if in_percent else _scaled(value)
+        if size is None:
+            raise ValueError(f"{option} must be {accepted}; got {value!r}")
+    elif isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{option} must be {accepted}; got {value!r}")
+    else:
+        size = int(value.__index__())
+    if size <= 0:
+        raise ValueError(f"{option} must be above 0 bytes; got {value!r}")
+    memory.check_measurable(option)
+    return size
+
+
+def _scaled(text: str) -> int | None:
+    """The bytes that a text like '1.5 GiB' means; None if it means nothing."""
+    number = text.strip()
+    unit = number.lstrip("+-.0123456789")
+    try:
+        return int(float(number.removesuffix(unit)) * _UNITS[unit.strip().upper()])
+    except (KeyError, ValueError):
+        return None
+
+
+def _share(option: str, text: str) -> int | None:
+    """The bytes of a text like '80%' of all memory; None if it means nothing."""
+    try:
+        part = float(text.strip().removesuffix("%")) / 100
+    except ValueError:
+        return None
+    if not 0 < part <= 1:
+        return None
+    memory.check_measurable(option)
+    found = memory.total_and_available()
+    if found is None:
+        raise ValueError(
+            f"{option} in per cent: this system does not say how much memory it has; give a "
+            "number of bytes"
+        )
+    return int(found[0] * part)
 
 
 def _main_module() -> dict[str, str] | None:

@@ -68,6 +68,17 @@ class ProcessPoolExecutor(Submitting):
     crash_policy : {"isolate", "break"}, optional
         What the death of a worker costs: the task that it ran (``"isolate"``), or the pool, as in
         `concurrent.futures` (``"break"``). Default: ``$LOKY_CRASH_POLICY`` or ``"isolate"``.
+    max_memory_per_worker : int or str, optional
+        Bytes, or a text like ``"2GB"`` or ``"512MiB"``. A worker that uses more while it runs a
+        task is killed, and the task fails with `TaskMemoryError`. What counts is memory of its own,
+        without shared mappings and files. Default: no limit.
+    recycle_memory_per_worker : int or str, optional
+        A worker that uses more after a task is replaced, once the replacement is ready.
+    memory_limit : int or str, optional
+        What all workers together may use; also a share of the memory of the machine, or of the
+        control group, like ``"80%"``. When nine tenths of that are used, or no more than a tenth is
+        available, tasks wait until others have ended. At 95 % the task that began last is killed
+        (`TaskMemoryError`), preferably one that is retried after that.
     task_options : TaskOptions or mapping of str to object, optional
         Options of all tasks (`timeout`, `retries`, ...), see `options`, which overrides them.
 
@@ -93,6 +104,9 @@ class ProcessPoolExecutor(Submitting):
         mp_context: Any = None,
         max_tasks_per_child: int | None = None,
         crash_policy: str | None = None,
+        max_memory_per_worker: int | str | None = None,
+        recycle_memory_per_worker: int | str | None = None,
+        memory_limit: int | str | None = None,
         task_options: Mapping[str, Any] | TaskOptions | None = None,
     ) -> None:
         options = pool_options(
@@ -107,6 +121,9 @@ class ProcessPoolExecutor(Submitting):
             result_reducers=result_reducers,
             max_tasks_per_child=max_tasks_per_child,
             crash_policy=crash_policy,
+            max_memory_per_worker=max_memory_per_worker,
+            recycle_memory_per_worker=recycle_memory_per_worker,
+            memory_limit=memory_limit,
         )
         self._task_options = pool_task_options(task_options)
         _check_depth()

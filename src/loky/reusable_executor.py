@@ -37,6 +37,9 @@ _DEFAULTS: dict[str, Any] = {
     "mp_context": None,
     "max_tasks_per_child": None,
     "crash_policy": None,
+    "max_memory_per_worker": None,
+    "recycle_memory_per_worker": None,
+    "memory_limit": None,
     "task_options": None,
 }
 _executor_lock = threading.RLock()
@@ -60,6 +63,9 @@ def get_reusable_executor(
     mp_context: Any = None,
     max_tasks_per_child: int | None = None,
     crash_policy: str | None = None,
+    max_memory_per_worker: int | str | None = None,
+    recycle_memory_per_worker: int | str | None = None,
+    memory_limit: int | str | None = None,
     task_options: Mapping[str, Any] | TaskOptions | None = None,
 ) -> _ReusablePoolExecutor:
     """Return the process's executor: the one that is there if it fits, else a new one.
@@ -80,6 +86,8 @@ def get_reusable_executor(
     context, mp_context, job_reducers, result_reducers, initializer, initargs, env
         See `loky.ProcessPoolExecutor`.
     max_tasks_per_child, crash_policy, task_options
+        See `loky.ProcessPoolExecutor`.
+    max_memory_per_worker, recycle_memory_per_worker, memory_limit
         See `loky.ProcessPoolExecutor`.
 
     Returns
@@ -107,6 +115,9 @@ def get_reusable_executor(
         mp_context=mp_context,
         max_tasks_per_child=max_tasks_per_child,
         crash_policy=crash_policy,
+        max_memory_per_worker=max_memory_per_worker,
+        recycle_memory_per_worker=recycle_memory_per_worker,
+        memory_limit=memory_limit,
         task_options=pool_task_options(task_options),
     )
     return executor

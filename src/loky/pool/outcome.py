@@ -11,12 +11,33 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import memory
 from ..observe.arguments import sketch
-from ..task_options import TIMEOUT
+from ..task_options import MEMORY, TIMEOUT
 from ..wire import pickling, protocol
 from ..wire.channel import Channel, make_payload
 from .launcher import ExitInfo
 from .model import Broken, Cancelled, Lost, Refused, Task
+
+
+class Excess:
+    """Too much memory: which option says so, what it allows, and what the worker used, in bytes."""
+
+    __slots__ = ("limit", "option", "used")
+
+    def __init__(self, option: str, limit: int, used: int) -> None:
+        self.option = option
+        self.limit = limit
+        self.used = used
+
+    def __str__(self) -> str:
+        used, limit = memory.readable(self.used), memory.readable(self.limit)
+        if self.option == "memory_limit":
+            return (
+                f"memory was about to run out (memory_limit: {limit} for all workers together), "
+                f"and of the tasks that used much it had begun last; its worker used {used}"
+            )
+        return f"its worker used {used} of memory, more than {self.option} allows ({limit})"
 
 
 class Death:
@@ -34,6 +55,8 @@ class Death:
         The end of what it wrote to standard error.
     out_of_memory : bool or None
         Whether the kernel ended it for want of memory; ``None``: unknown.
+    excess : Excess or None
+        Which limit of memory it was ended for.
     """
 
     def __init__(
@@ -44,12 +67,14 @@ class Death:
         *,
         stderr: str = "",
         out_of_memory: bool | None = None,
+        excess: Excess | None = None,
     ) -> None:
         self.exit = exit
         self.fault = fault
         self.stacks = stacks
         self.stderr = stderr
         self.out_of_memory = out_of_memory
+        self.excess = excess
 
 
 class InitFailed:
@@ -330,7 +355,7 @@ def error_for(verdict: Any, name: str | None = None) -> BaseException:
 
 
 def _terminated(lost: Lost, name: str | None) -> BaseException:
-    from ..errors import TaskTimeoutError, TerminatedWorkerError
+    from ..errors import TaskMemoryError, TaskTimeoutError, TerminatedWorkerError
     from ..observe.postmortem import examine
 
     death: Death = lost.exit
@@ -339,6 +364,7 @@ def _terminated(lost: Lost, name: str | None) -> BaseException:
     exit = death.exit
     kind = TerminatedWorkerError
     lines = []
+    details: dict[str, int] = {}
     if lost.cause == TIMEOUT:
         kind = TaskTimeoutError
         lines.append(
@@ -347,6 +373,13 @@ def _terminated(lost: Lost, name: str | None) -> BaseException:
         )
         if death.stacks:
             lines.append(f"This is where it was:\n{death.stacks.rstrip()}")
+    elif lost.cause == MEMORY and death.excess is not None:
+        kind = TaskMemoryError
+        details = {"peak": death.excess.used, "limit": death.excess.limit}
+        lines.append(
+            f"The task {name} was ended after {lost.seconds:.3g} s: {death.excess}. The worker "
+            f"(pid {exit.pid}) was killed and replaced."
+        )
     else:
         lines.append(
             "A worker process managed by the executor was unexpectedly terminated"
@@ -370,6 +403,7 @@ def _terminated(lost: Lost, name: str | None) -> BaseException:
         fault=death.fault,
         stack=death.stacks,
         post_mortem=examine(death, name, lost.seconds),
+        **details,
     )
 
 
@@ -379,7 +413,7 @@ def _likely_cause(exit: ExitInfo, out_of_memory: bool | None) -> str:
         return (
             "The kernel's out-of-memory killer ended it, as the kernel's counters show: memory ran "
             "out, of the machine or of the control group. Use fewer workers or less memory per "
-            "task."
+            "task; memory_limit='80%' makes the pool wait, or end one task, before that happens."
         )
     if name == "SIGKILL" and out_of_memory is False:
         return (

@@ -16,6 +16,7 @@ from ..wire import inheritance, picklers, pickling, protocol
 from ..wire.channel import anonymous_file, open_channel
 from .launcher import Process, launch, lifeline
 from .model import Task, Worker
+from .outcome import Excess
 
 # The first words of faulthandler's report of a crash. Stacks that were asked for have none such.
 _CRASH = b"Fatal Python error: "
@@ -38,6 +39,7 @@ class WorkerSettings:
         self._authkey: bytes | None = None
         self._generation = -1  # of the choice of the pickler
         self._number = 0
+        self._limits = (options.recycle_memory_per_worker, options.max_memory_per_worker)
         self.prefix = b""
 
     def refresh(self) -> int:
@@ -88,6 +90,7 @@ class WorkerSettings:
                 "authkey": self._authkey,
                 "depth": nesting.depth + 1,
                 "initializer": self.initializer,
+                "limits": self._limits,
                 "log_level": logger.getEffectiveLevel() if logger else None,
                 "log_to_stderr": bool(logger and util._log_to_stderr),
                 "name": f"LokyProcess-{self._number}",
@@ -122,6 +125,8 @@ class Port:
         self._fault_fd = -1
         # Where in that file the answer to the last request for stacks begins; -1: none was made.
         self._asked_at = -1
+        self.footprint = 0  # what it used of memory when it was last looked at, in bytes
+        self.excess: Excess | None = None  # which limit of memory it is ended for
         self.last_stacks = ""  # where it was when it was stopped, see `parting`
 
     def start(self) -> None:

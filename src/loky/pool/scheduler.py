@@ -121,6 +121,7 @@ class Scheduler:
         self.workers: dict[int, Worker] = {}
         self.broken: Broken | None = None
         self.closing = False
+        self.pressed = False  # tasks are to be given out only while none runs: memory is short
         self.killed = False  # by a shutdown: whatever comes in late is refused
         self.outstanding = 0  # submitted and not settled
         self.retried = 0  # attempts that were not a task's first
@@ -156,6 +157,11 @@ class Scheduler:
         return (self.closing or self.broken is not None) and not (
             self.outstanding or self.workers or self.decisions
         )
+
+    @property
+    def busy(self) -> int:
+        """How many workers have tasks."""
+        return self._busy
 
     @property
     def window(self) -> int:
@@ -623,6 +629,7 @@ class Scheduler:
         # costs a switch, so one to each in turn would cost one for every task.
         share = len(pending) // max(1, self._live) - 1
         run = 0
+        most, window = (1, 1) if self.pressed else (self.max_workers, self._window)
         worker: Any = None
         while pending or waiting.others:
             if waiting.others:
@@ -643,7 +650,7 @@ class Scheduler:
             # An idle worker, else one about to start (a cold pool of four really uses four), else
             # the least loaded with room in its window. Loads only grow here, so `low` does too.
             # A worker with its last task and its replacement are not at work at the same time.
-            free = self._busy < self.max_workers
+            free = self._busy < most
             if free and buckets[0]:
                 worker, _ = buckets[0].popitem()  # the most recently used: warm caches
                 worker.head_since = now
@@ -653,9 +660,9 @@ class Scheduler:
                 del self._unborn[worker]
                 self._busy += 1
             else:
-                while low < self._window and not buckets[low]:
+                while low < window and not buckets[low]:
                     low += 1
-                if low >= self._window:
+                if low >= window:
                     break
                 worker = next(iter(buckets[low]))
                 del buckets[low][worker]
@@ -667,7 +674,7 @@ class Scheduler:
                 waiting.overtaken += 1
             if worker.state == READY:
                 if worker.budget < 0:
-                    run = min(share, self._window - len(worker.line))
+                    run = min(share, window - len(worker.line))
                     if run <= 0:
                         run = 0
                         buckets[len(worker.line)][worker] = None

@@ -35,11 +35,12 @@ from ..future import Future, Sleepers
 from ..memory import OomCounter
 from ..observe.chronicle import Chronicle
 from ..options import PoolOptions
-from ..task_options import NO_OPTIONS, TIMEOUT, TaskOptions
+from ..task_options import MEMORY, NO_OPTIONS, TIMEOUT, TaskOptions
 from ..wire import pickling, protocol
 from . import lifetime, outcome
 from .launcher import ExitInfo
 from .lending import Lending
+from .limits import Limits
 from .model import (
     ASSIGNED,
     DELAYED,
@@ -107,6 +108,7 @@ class Supervisor:
             break_on_crash=options.crash_policy == "break",
         )
         self.settings = WorkerSettings(options)
+        self._limits = Limits(options, self.scheduler)
         self._poller: Any = None
         self._asleep = False
         self._inbox: deque[Any] = deque()  # tasks, and (function, *arguments) for the leader
@@ -405,6 +407,7 @@ class Supervisor:
         inbox = self._inbox
         poller = self._poller
         lending = self._lending
+        limits = self._limits
         while True:
             now = monotonic()
             while inbox:
@@ -435,7 +438,8 @@ class Supervisor:
             timeout = 0.0 if scheduler.decisions else self._timeout()
             if waiting.aside and self._encoding is None and waiting.may_bring_back():
                 timeout = 0.0
-            lending.offer()
+            if not limits.needed:  # whoever borrows a worker lets the leader sleep
+                lending.offer()
             self._asleep = True
             ready = poller.poll(0.0 if inbox else timeout)
             self._asleep = False
@@ -453,6 +457,8 @@ class Supervisor:
             due = scheduler.deadline()
             if due is not None and due <= now:
                 scheduler.tick(now)
+            if limits.needed:
+                limits.look(self._ports.values(), now)
             if self._parting:
                 self._parting.act(now)
             if self._unwatched:
@@ -469,6 +475,9 @@ class Supervisor:
             due = min(due or inf, monotonic() + UNWATCHED_SECONDS)
         if self._endings:
             due = min(inf if due is None else due, self._telling.next())
+        if self._limits.needed:
+            look = self._limits.due(monotonic())
+            due = look if due is None or (look is not None and look < due) else due
         # Bounded: a system's clock cannot count as far as a user may write.
         return None if due is None else min(max(0.0, due - monotonic()), LONGEST_SECONDS)
 
@@ -500,6 +509,10 @@ class Supervisor:
                 self._break(
                     "the initializer of a worker failed", outcome.InitFailed(bytes(payload))
                 )
+            elif kind == protocol.RECYCLE:
+                port.footprint = task_id
+                quits = payload == protocol.QUITS
+                scheduler.recycle(worker, str(payload, "ascii"), quits=quits)
             elif kind == protocol.TRACKER:
                 self._endings.append((outcome.send_tracker, port.channel, task_id))
             elif line and line[0].id == task_id:
@@ -602,6 +615,7 @@ class Supervisor:
             port.last_stacks,
             stderr=port.last_words(),
             out_of_memory=exit.code == SIGKILL and self._oom.explains_a_death(),
+            excess=port.excess,
         )
 
     def _forget(self, port: Port) -> None:
@@ -657,6 +671,9 @@ class Supervisor:
                     self._parting.kill(decision[1].port, now)
                 elif what == STOP:
                     task = decision[2]
+                    if task.stop_wanted == MEMORY:  # it takes more every moment
+                        self._parting.kill(decision[1].port, now)
+                        continue
                     options = task.control.options if task.control is not None else NO_OPTIONS
                     stacks = task.stop_wanted == TIMEOUT
                     self.chronicle.worker_killed(decision[1].port, task.stop_wanted)

@@ -28,6 +28,7 @@ Towards the parent there are *frames* in a stream::
     UNREADABLE  the task could not be unpickled: `pack_error`
     BAD_RESULT  the result could not be pickled: `pack_error`
     INIT_FAILED the initializer raised: `pack_error`; the worker leaves
+    RECYCLE     this worker uses too much memory, how many bytes: in place of the id; payload: why
     TRACKER     please send the descriptor of a resource tracker: which one, in place of the id
 
 On the stream's way back, only when the worker expects it: one frame with the worker's settings,
@@ -50,7 +51,10 @@ if TYPE_CHECKING:
     Frame = tuple[int, int, float, "bytes | memoryview"]
 
 TASK, TASK_IN_FD, EXIT = 1, 2, 3
-READY, VALUE, PICKLE, ERROR, UNREADABLE, BAD_RESULT, INIT_FAILED, TRACKER = range(1, 9)
+READY, VALUE, PICKLE, ERROR, UNREADABLE, BAD_RESULT, INIT_FAILED, TRACKER, RECYCLE = range(1, 10)
+
+# Why a worker asks to be replaced. With the last one it does not ask: it leaves.
+GROWS, TOO_LARGE, QUITS = b"memory_leak", b"recycle_memory_per_worker", b"max_memory_per_worker"
 
 # Of which resource tracker a TRACKER frame speaks, by its index, in place of a task id.
 # The modules that have one: the standard library's, ours, and that of the copy of loky in joblib.

@@ -27,9 +27,13 @@ from . import compat, guard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from ..wire.channel import WorkerEnd
+
+# How long a worker goes on before it first looks what it uses of memory, in seconds.
+FIRST_LOOK = 1.0
 
 
 class Line:
@@ -84,12 +88,14 @@ def main(arguments: list[str]) -> None:
     if not _initialize(line, settings["pickler"], settings["initializer"]):
         return
     line.send(protocol.READY, 0)
-    serve(line)
+    serve(line, settings["limits"])
 
 
-def serve(line: Line) -> None:
-    """Answer one message after the other."""
+def serve(line: Line, limits: tuple[int | None, int | None]) -> None:
+    """Answer one message after the other; `limits` are those of `footprint.Footprint`."""
     end = line.end
+    look_at = 0.0 if any(limits) else perf_counter() + FIRST_LOOK
+    look: Callable[[], float] | None = None
     while True:
         try:
             kind, task_id, prefix, payload = end.receive()
@@ -103,6 +109,14 @@ def serve(line: Line) -> None:
             os._exit(0)
         line.send(reply, task_id, data, seconds)
         del data, used
+        if perf_counter() >= look_at:
+            if look is None:
+                from .footprint import Footprint
+
+                look = Footprint(line.send, limits).look
+            look_at = look()
+            if look_at < 0:  # it leaves, see there
+                return
 
 
 def run(
