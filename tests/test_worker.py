@@ -121,9 +121,10 @@ def test_no_descriptor_of_the_parent_leaks_into_workers() -> None:
         os.close(write)
         assert os.read(read, 1) == b"", "the end of the pipe is not seen: a worker holds it open"
     os.close(read)
-    # Its channel (2), the lifeline and its own copy of it, the file for faults, and 0-2.
+    # Its channel (2), the lifeline and its own copy of it, the files for faults and for the end of
+    # standard error, and 0-2.
     extra = {fd: where for fd, where in seen.items() if fd > 2}
-    assert len(extra) == 5, extra
+    assert len(extra) == 6, extra
 
 
 def test_flags_of_the_interpreter_reach_the_workers(tmp_path: Path) -> None:

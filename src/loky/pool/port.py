@@ -128,6 +128,7 @@ class Port:
         self.footprint = 0  # what it used of memory when it was last looked at, in bytes
         self.excess: Excess | None = None  # which limit of memory it is ended for
         self.last_stacks = ""  # where it was when it was stopped, see `parting`
+        self._ring_fd = -1  # the end of its standard error
 
     def start(self) -> None:
         """Start the process.
@@ -138,9 +139,10 @@ class Port:
             No process, descriptor or memory left.
         """
         self._fault_fd = anonymous_file("loky-fault")
+        self._ring_fd = anonymous_file("loky-stderr")
         self.channel.send_settings(self.settings.first_words())
         self.told = self.settings.version
-        fds = [*self.channel.worker_fds(), lifeline(), self._fault_fd]
+        fds = [*self.channel.worker_fds(), lifeline(), self._fault_fd, self._ring_fd]
         fds += self.settings.descriptors.fds
         self.process = launch(self.settings.environment(), fds)
         self.channel.started()
@@ -209,10 +211,6 @@ class Port:
         _, crash, rest = self._faults(0).partition(_CRASH)
         return (crash + rest).decode("utf-8", "replace")
 
-    def last_words(self) -> str:
-        """The last of what was written to the worker's standard error."""
-        return ""
-
     def _faults(self, start: int) -> bytes:
         if self._fault_fd < 0:
             return b""
@@ -227,11 +225,27 @@ class Port:
         """Whether everything was let go of."""
         return self._fault_fd < 0
 
+    def last_words(self) -> str:
+        """The last of what was written to the worker's `sys.stderr`, about 4 KiB at most.
+
+        Whether it lives or how it ended does not matter; after `close` there is none. What
+        compiled code or other programs wrote to descriptor 2 is not in it.
+        """
+        if self._ring_fd < 0:
+            return ""
+        try:
+            end = os.lseek(self._ring_fd, 0, os.SEEK_CUR)
+            data = os.pread(self._ring_fd, protocol.RING + protocol.LAST_WORDS, 0)
+        except OSError:
+            return ""
+        return protocol.last_words(data, end).decode("utf-8", "replace")
+
     def close(self) -> None:
         """Let go of everything. Harmless when repeated."""
         self.channel.close()
         if self.process is not None:
             self.process.close()
-        if self._fault_fd >= 0:
-            os.close(self._fault_fd)
-            self._fault_fd = -1
+        for fd in (self._fault_fd, self._ring_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fault_fd = self._ring_fd = -1

@@ -36,6 +36,9 @@ and a byte with a descriptor attached for each TRACKER.
 
 Past all that, for a worker that is busy in C code: the signal `STACKS_SIGNAL`, which it answers by
 writing its Python stacks to the file that it was given for faults.
+
+What a worker writes to its standard error is also in a file that it shares with the parent: a ring,
+see `last_words`.
 """
 
 from __future__ import annotations
@@ -186,3 +189,32 @@ SETTINGS_HEAD = _LENGTH.size
 def settings_length(head: bytes) -> int:
     """How many bytes follow the head of the settings' frame."""
     return int(_LENGTH.unpack(head)[0])
+
+
+# How much of the end of a worker's standard error is kept at least, and how long the file gets in
+# which it is, in bytes.
+LAST_WORDS = 4 * 1024
+RING = 2 * LAST_WORDS
+
+
+def last_words(data: bytes, end: int) -> bytes:
+    """Read the ring that holds the end of a worker's standard error.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file.
+    end : int
+        Its offset, which all processes that have the file share: there the next words go. What is
+        behind is older than what is before.
+
+    Returns
+    -------
+    bytes
+        At most `LAST_WORDS`, beginning with a line if there was more.
+    """
+    data = data[end:] + data[:end]
+    if len(data) > LAST_WORDS:
+        line = data.find(b"\n", -LAST_WORDS - 1, -1) + 1
+        data = data[line or -LAST_WORDS :]
+    return data

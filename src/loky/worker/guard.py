@@ -9,6 +9,8 @@ Guarantees, on Linux with /proc:
   user's terminal;
 - the Python stacks of all threads go to that file whenever the parent asks for them by a signal
   (`protocol.STACKS_SIGNAL`), also while C code holds the GIL;
+- the last of what was written to `sys.stderr` is in another such file, and still went where it was
+  meant to go;
 - when memory runs out, the kernel prefers this process to its parent.
 
 Elsewhere the worker notices its parent's end when it next reads its channel.
@@ -17,8 +19,13 @@ Elsewhere the worker notices its parent's end when it next reads its channel.
 from __future__ import annotations
 
 import os
+import sys
 
-from ..wire.protocol import STACKS_SIGNAL
+from ..wire.protocol import LAST_WORDS, RING, STACKS_SIGNAL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 try:
     import fcntl
@@ -74,6 +81,56 @@ def report_faults(fault_fd: int) -> None:
     # The variable, and -X faulthandler, say that the user wants them on standard error.
     if not (os.environ.get("PYTHONFAULTHANDLER") or faulthandler.is_enabled()):
         faulthandler.enable(fault_fd, all_threads=True)
+
+
+def keep_last_words(ring_fd: int) -> None:
+    """Copy what is written to `sys.stderr` into a file that the parent can read at any time.
+
+    `sys.stderr` stays the very object that it was, in all its layers: only its lowest one, the
+    raw file, gets a `write` of its own. So whatever is printed, logged or raised passes here,
+    whoever holds a reference to which layer, and what is written straight to descriptor 2 (by
+    compiled code, by other programs) does not.
+
+    The file is a ring, see `protocol.last_words`.
+
+    Parameters
+    ----------
+    ring_fd : int
+        An empty file that no other process writes to; -1 for none.
+    """
+    buffer = getattr(sys.stderr, "buffer", None)  # None: this process has no standard error
+    raw = getattr(buffer, "raw", buffer)  # the buffer itself where Python runs unbuffered
+    if ring_fd < 0 or raw is None:
+        return
+    write = raw.write
+    ours = os.fstat(ring_fd)
+
+    def write_and_keep(data: Any) -> int | None:
+        try:
+            written: int | None = write(data)
+        except BaseException:  # nobody can read it any more: a reason more to keep it
+            keep(data, None)
+            raise
+        if written:
+            keep(data, written)
+        return written
+
+    def keep(data: Any, size: int | None) -> None:
+        try:
+            # A task may have closed every descriptor, and the number may be its own file's now.
+            if os.path.samestat(os.fstat(ring_fd), ours):
+                os.write(ring_fd, memoryview(data).cast("B")[:size][-LAST_WORDS:])
+                end = os.lseek(ring_fd, 0, os.SEEK_CUR)
+                if end >= RING:
+                    os.ftruncate(ring_fd, end)  # what a longer round has left behind
+                    os.lseek(ring_fd, 0, os.SEEK_SET)
+        except Exception:  # a courtesy; and when the interpreter ends, what it needs may be gone
+            pass
+
+    try:
+        raw.write = write_and_keep
+    except AttributeError:  # an interpreter whose files take no attributes
+        pass
 
 
 def be_the_first_to_go() -> None:

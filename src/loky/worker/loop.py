@@ -72,12 +72,14 @@ def main(arguments: list[str]) -> None:
     Parameters
     ----------
     arguments : list of str
-        Descriptors: tasks, results, lifeline (or -1), faults (or -1), and those that the
-        initializer's arguments need.
+        Descriptors: tasks, results, lifeline, faults, the end of standard error (each of these
+        three may be -1), and those that the initializer's arguments need.
     """
-    tasks_fd, results_fd, life_fd, fault_fd, *inheritance.numbers[:] = map(int, arguments)
+    tasks_fd, results_fd, life_fd, fault_fd, ring_fd, *inherited = map(int, arguments)
+    inheritance.numbers[:] = inherited
     guard.die_with_parent(life_fd)
     guard.report_faults(fault_fd)
+    guard.keep_last_words(ring_fd)
     guard.be_the_first_to_go()
     line = Line(open_worker_end(tasks_fd, results_fd))
     settings = pickling.loads(line.end.receive_settings())
