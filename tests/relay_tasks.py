@@ -87,3 +87,183 @@ def close_everything_and_write(path: str) -> None:
         os.open(f"{path}.{number}", os.O_CREAT | os.O_WRONLY)
     print("said after that", file=sys.stderr, flush=True)
     os._exit(0)
+
+
+# ---------------------------------------------------------------------- for test_relay
+
+
+def say(text: str, stream: str = "stdout", end: str = "\n") -> str:
+    print(text, file=getattr(sys, stream), end=end)
+    return text
+
+
+def say_too(text: str) -> str:
+    print(text)
+    return text
+
+
+def say_in_c(text: str, end: str = "\n") -> None:
+    """By the C library's own buffer, as compiled code does."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    libc.printf((text + end).encode())
+
+
+def say_in_c_and_die(text: str) -> None:
+    say_in_c(text)
+    os._exit(1)
+
+
+def say_by_another_program(text: str) -> None:
+    import subprocess
+
+    subprocess.run(["sh", "-c", f"echo {text}; echo {text} >&2"], check=True)
+
+
+def return_twice(text: str) -> int:
+    """Both the worker and a child of it return from the task; the child says something first."""
+    pid = os.fork()
+    if pid == 0:
+        print(text, end="")
+        return -1
+    os.waitpid(pid, 0)
+    return pid
+
+
+def say_at_exit(text: str) -> None:
+    import atexit
+
+    atexit.register(print, text)
+
+
+def leave_a_program(fifo: str, text: str) -> None:
+    """Which prints when somebody has read from the fifo, after this worker has left."""
+    import subprocess
+
+    subprocess.Popen(["sh", "-c", f"echo > '{fifo}'; echo {text}"])
+
+
+def close_stdout() -> None:
+    os.close(1)
+
+
+def put_a_file_in_place_of_stdout(path: str) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+    os.dup2(fd, 1)
+    os.close(fd)
+    print("into the file", flush=True)
+
+
+def flood(lines: int, size: int) -> int:
+    for number in range(lines):
+        print(f"{number:<{size - 1}}")
+    return lines
+
+
+def show_progress() -> None:
+    for percent in range(0, 101, 10):
+        print(f"\r{percent} %", end="", flush=True)
+
+
+class Chatty:
+    """Cannot be pickled, and says what it is when it is asked."""
+
+    def __str__(self) -> str:
+        return "chatty"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("not to be pickled")
+
+
+def log(name: str, level: int, message: str, *args: Any, **options: Any) -> None:
+    import logging
+
+    logging.getLogger(name).log(level, message, *args, **options)
+
+
+def log_something_odd() -> None:
+    import logging
+
+    logger = logging.getLogger("odd")
+    logger.warning("it is %s", Chatty(), extra={"plain": (1, "two"), "odd": Chatty()})
+    try:
+        divide_by_zero()
+    except ZeroDivisionError:
+        logger.exception("it went %s", "wrong", stack_info=True)
+    logger.warning(Chatty())
+
+
+def log_badly() -> str:
+    import logging
+
+    logging.getLogger("bad").warning("%s %s", "one")
+    return "fine"
+
+
+def log_in_a_fork() -> None:
+    import logging
+
+    pid = os.fork()
+    if pid == 0:
+        logging.getLogger("forked").warning("from the child")
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def levels(*names: str) -> list[int]:
+    import logging
+
+    return [logging.getLogger(name).getEffectiveLevel() for name in names]
+
+
+def log_from_signals(hertz: int) -> None:
+    """From now on, log wherever the interpreter is, in the middle of a send as well."""
+    import logging
+    import signal
+
+    def strike(*_: Any) -> None:
+        logging.getLogger("signal").warning("struck")
+
+    signal.signal(signal.SIGALRM, strike)
+    signal.setitimer(signal.ITIMER_REAL, 1 / hertz, 1 / hertz)
+
+
+class OddWarning(UserWarning):
+    """Is made of two arguments."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one, two)
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} {self.args[1]}"
+
+
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    import warnings
+
+    warnings.warn(text, category, stacklevel=1)
+
+
+def warn_oddly() -> None:
+    import warnings
+
+    warnings.warn(OddWarning("one", "two"), stacklevel=1)
+
+
+def warn_at(gate: str, text: str) -> int:
+    from pool_tasks import pid_through
+
+    pid = pid_through(gate)
+    warn(text)
+    return pid
+
+
+def use_a_pool(relay: str | None) -> None:
+    import logging
+
+    from loky import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(1, relay=relay) as executor:
+        executor.submit(say, "inner").result()
+        executor.submit(log, "inner", logging.WARNING, "logged").result()

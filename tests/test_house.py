@@ -40,6 +40,7 @@ ROOMS = {
         "loky.future",
         "loky.memory",
         "loky.nesting",
+        "loky.observe",
         "loky.options",
         "loky.task_options",
     },

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from . import memory
@@ -22,6 +22,8 @@ CRASH_POLICIES = ("isolate", "break")
 # Contexts whose workers import the parent's main module, as multiprocessing's own methods do.
 _IMPORTS_MAIN = ("spawn", "forkserver", "loky_init_main")
 START_METHODS = ("loky", *_IMPORTS_MAIN)
+# What workers can send to the parent, see `observe.relay`.
+RELAYED = ("stdout", "stderr", "logging", "warnings")
 
 
 class PoolOptions(NamedTuple):  # a dataclass would import `inspect`: 5 ms of every start
@@ -40,6 +42,7 @@ class PoolOptions(NamedTuple):  # a dataclass would import `inspect`: 5 ms of ev
     max_memory_per_worker: int | None
     recycle_memory_per_worker: int | None
     memory_limit: int | None
+    relay: tuple[str, ...]
 
     def pickled_initializer(self, descriptors: inheritance.Collector) -> bytes | None:
         """What a worker needs to initialize itself, ``None`` for nothing.
@@ -98,6 +101,7 @@ def pool_options(
     max_memory_per_worker: int | str | None = None,
     recycle_memory_per_worker: int | str | None = None,
     memory_limit: int | str | None = None,
+    relay: str | Iterable[str] | None = None,
 ) -> PoolOptions:
     """Validate a pool's options.
 
@@ -134,6 +138,7 @@ def pool_options(
         max_memory_per_worker=hard,
         recycle_memory_per_worker=soft,
         memory_limit=_memory("memory_limit", memory_limit, percent=True),
+        relay=check_relay(relay),
     )
 
 
@@ -168,6 +173,33 @@ def check_seconds(option: str, value: Any, or_none: str = "") -> float:
     if not seconds >= 0:
         raise ValueError(f"{option} must be at least 0 seconds, got {value!r}")
     return seconds
+
+
+def check_relay(value: Any) -> tuple[str, ...]:
+    """What is to be relayed, in the order of `RELAYED`; empty for nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is neither ``None`` nor made of these names.
+    """
+    accepted = f"accepted are {', '.join(map(repr, RELAYED))}, in a list or separated by commas"
+    if value is None:
+        return ()
+    try:
+        names = value.split(",") if isinstance(value, str) else list(value)
+    except TypeError:
+        raise TypeError(f"relay must be made of names, got {value!r}; {accepted}") from None
+    chosen = set()
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"relay must be made of names, got {name!r} in {value!r}; {accepted}")
+        if name.strip():
+            chosen.add(name.strip())
+    if not chosen <= set(RELAYED):
+        wrong = ", ".join(map(repr, sorted(chosen - set(RELAYED))))
+        raise ValueError(f"relay knows no {wrong}; {accepted}")
+    return tuple(name for name in RELAYED if name in chosen)
 
 
 def _max_workers(value: Any) -> int:

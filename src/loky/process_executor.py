@@ -81,6 +81,12 @@ class ProcessPoolExecutor(Submitting):
         (`TaskMemoryError`), preferably one that is retried after that.
     task_options : TaskOptions or mapping of str to object, optional
         Options of all tasks (`timeout`, `retries`, ...), see `options`, which overrides them.
+    relay : str or iterable of str, optional
+        What workers say and the parent is to hear: any of ``"stdout"``, ``"stderr"``, ``"logging"``
+        and ``"warnings"``, as ``"stdout,stderr"`` for instance. Prints come through the parent's
+        `sys.stdout` and `sys.stderr`, each line behind ``[task pid]``; log records and warnings
+        through its loggers, handlers and filters. Default: none; workers print to the parent's
+        descriptors 1 and 2.
 
     Raises
     ------
@@ -108,6 +114,7 @@ class ProcessPoolExecutor(Submitting):
         recycle_memory_per_worker: int | str | None = None,
         memory_limit: int | str | None = None,
         task_options: Mapping[str, Any] | TaskOptions | None = None,
+        relay: str | Iterable[str] | None = None,
     ) -> None:
         options = pool_options(
             max_workers=max_workers,
@@ -124,6 +131,7 @@ class ProcessPoolExecutor(Submitting):
             max_memory_per_worker=max_memory_per_worker,
             recycle_memory_per_worker=recycle_memory_per_worker,
             memory_limit=memory_limit,
+            relay=relay,
         )
         self._task_options = pool_task_options(task_options)
         _check_depth()

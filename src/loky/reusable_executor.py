@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from .options import check_max_workers
+from .options import check_max_workers, check_relay
 from .process_executor import ProcessPoolExecutor
 from .task_options import TaskOptions, pool_task_options
 
@@ -41,6 +41,7 @@ _DEFAULTS: dict[str, Any] = {
     "recycle_memory_per_worker": None,
     "memory_limit": None,
     "task_options": None,
+    "relay": None,
 }
 _executor_lock = threading.RLock()
 _executor: _ReusablePoolExecutor | None = None
@@ -67,6 +68,7 @@ def get_reusable_executor(
     recycle_memory_per_worker: int | str | None = None,
     memory_limit: int | str | None = None,
     task_options: Mapping[str, Any] | TaskOptions | None = None,
+    relay: str | Iterable[str] | None = None,
 ) -> _ReusablePoolExecutor:
     """Return the process's executor: the one that is there if it fits, else a new one.
 
@@ -85,7 +87,7 @@ def get_reusable_executor(
         `max_workers`; ``True``: whatever its arguments; ``False``: make a new one.
     context, mp_context, job_reducers, result_reducers, initializer, initargs, env
         See `loky.ProcessPoolExecutor`.
-    max_tasks_per_child, crash_policy, task_options
+    max_tasks_per_child, crash_policy, task_options, relay
         See `loky.ProcessPoolExecutor`.
     max_memory_per_worker, recycle_memory_per_worker, memory_limit
         See `loky.ProcessPoolExecutor`.
@@ -119,6 +121,7 @@ def get_reusable_executor(
         recycle_memory_per_worker=recycle_memory_per_worker,
         memory_limit=memory_limit,
         task_options=pool_task_options(task_options),
+        relay=check_relay(relay) or None,
     )
     return executor
 

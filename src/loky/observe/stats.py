@@ -174,6 +174,9 @@ def _take(pool: Supervisor) -> tuple[dict[str, Any], list[Entry]]:
 def _on_the_way(pool: Supervisor) -> int:
     """Calls with a pending future that the scheduler has not seen yet, or has done with."""
     coming = sum(type(event) is Task for event in list(pool._inbox))
-    leaving = sum(ending[0] in _SETTLES for ending in list(pool._endings))
+    endings = list(pool._endings)
+    if pool._relay is not None:
+        endings += pool._relay.held()
+    leaving = sum(ending[0] in _SETTLES for ending in endings)
     decided = sum(decision[0] == SETTLE for decision in pool.scheduler.decisions)
     return coming + leaving + int(decided)

@@ -123,7 +123,9 @@ def command(worker_fds: list[int]) -> list[str]:
     return [executable(), *interpreter_flags(), "-c", BOOT, home, *map(str, worker_fds)]
 
 
-def launch(env: dict[str, str] | None, fds: list[int]) -> Process:
+def launch(
+    env: dict[str, str] | None, fds: list[int], stdout: int = -1, stderr: int = -1
+) -> Process:
     """Start a worker process.
 
     Parameters
@@ -132,6 +134,8 @@ def launch(env: dict[str, str] | None, fds: list[int]) -> Process:
         Its whole environment; ``None``: a copy of this process's.
     fds : list of int
         Descriptors to inherit; the worker gets their numbers on its command line, -1 stays -1.
+    stdout, stderr : int
+        What its standard output and error are to be, -1 for this process's own.
 
     Raises
     ------
@@ -140,7 +144,7 @@ def launch(env: dict[str, str] | None, fds: list[int]) -> Process:
     """
     from .launcher_posix import launch
 
-    return launch(env, fds)
+    return launch(env, fds, stdout, stderr)
 
 
 def lifeline() -> int:

@@ -9,8 +9,9 @@
   meanwhile, and no duplicate overwrites a source. What others made inheritable (compiled code, or
   whoever started this process) is closed: a worker that held the end of a pipe would keep its
   reader waiting.
-- Descriptor 0 is /dev/null, as multiprocessing has it; 1 and 2 are the parent's, or /dev/null if
-  it has none: otherwise the worker's next file would take their numbers, and prints would go there.
+- Descriptor 0 is /dev/null, as multiprocessing has it; 1 and 2 are what the caller says, or the
+  parent's, or /dev/null if it has none: otherwise the worker's next file would take their numbers,
+  and prints would go there.
 
 The exit status is read without reaping first (WNOWAIT): while the zombie keeps the process id, the
 group can be ended without any danger of meeting another process of that number.
@@ -119,9 +120,11 @@ def _pidfd_open(pid: int) -> int:
     return fd
 
 
-def launch(env: dict[str, str] | None, fds: list[int]) -> Process:
+def launch(
+    env: dict[str, str] | None, fds: list[int], stdout: int = -1, stderr: int = -1
+) -> Process:
     """See `launcher.launch`."""
-    above = max([2, *fds]) + 1
+    above = max([2, *fds, stdout, stderr]) + 1
     # First of all: later, their numbers may be those of duplicates.
     actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _left_inheritable()]
     numbers = []
@@ -133,8 +136,10 @@ def launch(env: dict[str, str] | None, fds: list[int]) -> Process:
             numbers.append(above)
             above += 1
     actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
-    for fd in (1, 2):
-        if not _inherited(fd):
+    for fd, ours in ((1, stdout), (2, stderr)):
+        if ours >= 0:
+            actions.append((os.POSIX_SPAWN_DUP2, ours, fd))
+        elif not _inherited(fd):
             actions.append((os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0))
     argv = launcher.command(numbers)
     pid = os.posix_spawn(

@@ -41,6 +41,13 @@ class WorkerSettings:
         self._number = 0
         self._limits = (options.recycle_memory_per_worker, options.max_memory_per_worker)
         self.prefix = b""
+        self.relay: Any = None  # of the pool's, if it has one
+        self._levels: Any = None
+
+    def relay_by(self, relay: Any) -> None:
+        """Have workers send what they print, log or warn, see `observe.relay`."""
+        self.relay = relay
+        self._levels = relay.levels
 
     def refresh(self) -> int:
         """Look for news that workers have to be told; the number of the present version."""
@@ -50,11 +57,13 @@ class WorkerSettings:
             if process is not None:
                 self._authkey = bytes(process.current_process().authkey)
             self._generation = picklers.generation
-            news = {
+            news: dict[str, Any] = {
                 "path": self._path,
                 "authkey": self._authkey,
                 "pickler": picklers.get_loky_pickler_name() if picklers.generation else None,
             }
+            if self._levels is not None:
+                news["levels"] = self._levels.renew()
             prefix = pickling.dumps_plain(news)
             # A path that long cannot be right; without the prefix the tasks at least can run.
             self.prefix = prefix if len(prefix) <= protocol.PREFIX_LIMIT else b""
@@ -67,6 +76,7 @@ class WorkerSettings:
             sys.path != self._path
             or picklers.generation != self._generation
             or (self._authkey is None and "multiprocessing.process" in sys.modules)
+            or (self._levels is not None and self._levels.changed())
         )
 
     def environment(self) -> dict[str, str] | None:
@@ -75,8 +85,8 @@ class WorkerSettings:
             return None
         return {**os.environ, **self.options.env}
 
-    def first_words(self) -> bytes:
-        """The settings of one new worker."""
+    def first_words(self, relay: dict[str, Any] | None) -> bytes:
+        """The settings of one new worker; what it has to know to relay what it says."""
         self.refresh()
         self._number += 1
         process = sys.modules.get("multiprocessing.process")
@@ -99,6 +109,7 @@ class WorkerSettings:
                 "parent_pid": os.getpid(),
                 "path": self._path,
                 "pickler": picklers.get_loky_pickler_name() if picklers.generation else None,
+                "relay": relay,
                 "start_method": method or None,
             }
         )
@@ -128,7 +139,8 @@ class Port:
         self.footprint = 0  # what it used of memory when it was last looked at, in bytes
         self.excess: Excess | None = None  # which limit of memory it is ended for
         self.last_stacks = ""  # where it was when it was stopped, see `parting`
-        self._ring_fd = -1  # the end of its standard error
+        self._ring_fd = -1  # the end of its standard error, if that is not relayed
+        self.outputs: Any = None  # what it prints to, if that is relayed
 
     def start(self) -> None:
         """Start the process.
@@ -139,13 +151,26 @@ class Port:
             No process, descriptor or memory left.
         """
         self._fault_fd = anonymous_file("loky-fault")
-        self._ring_fd = anonymous_file("loky-stderr")
-        self.channel.send_settings(self.settings.first_words())
+        relay = self.settings.relay
+        said = None
+        stdout = stderr = -1
+        if relay is not None:
+            self.outputs = relay.open(self.worker)
+            stdout, stderr = self.outputs.theirs()
+            said = relay.settings(self.outputs)
+        if stderr < 0:
+            self._ring_fd = anonymous_file("loky-stderr")
+        self.channel.send_settings(self.settings.first_words(said))
         self.told = self.settings.version
         fds = [*self.channel.worker_fds(), lifeline(), self._fault_fd, self._ring_fd]
         fds += self.settings.descriptors.fds
-        self.process = launch(self.settings.environment(), fds)
+        self.process = launch(self.settings.environment(), fds, stdout, stderr)
         self.channel.started()
+
+    @property
+    def pid(self) -> int:
+        """The process's id; 0 if there is none."""
+        return 0 if self.process is None else self.process.pid
 
     def send(self, task: Task) -> bool:
         """Send a task whose message is ready; false if there is no room for it now."""
@@ -229,8 +254,11 @@ class Port:
         """The last of what was written to the worker's `sys.stderr`, about 4 KiB at most.
 
         Whether it lives or how it ended does not matter; after `close` there is none. What
-        compiled code or other programs wrote to descriptor 2 is not in it.
+        compiled code or other programs wrote to descriptor 2 is in it only if that is relayed.
         """
+        relayed = None if self.outputs is None else self.outputs.last_words()
+        if relayed is not None:
+            return bytes(relayed).decode("utf-8", "replace")
         if self._ring_fd < 0:
             return ""
         try:
@@ -249,3 +277,5 @@ class Port:
             if fd >= 0:
                 os.close(fd)
         self._fault_fd = self._ring_fd = -1
+        if self.outputs is not None:
+            self.outputs.close()

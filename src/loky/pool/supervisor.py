@@ -109,6 +109,7 @@ class Supervisor:
         )
         self.settings = WorkerSettings(options)
         self._limits = Limits(options, self.scheduler)
+        self._relay: Any = None  # see `observe.relay`
         self._poller: Any = None
         self._asleep = False
         self._inbox: deque[Any] = deque()  # tasks, and (function, *arguments) for the leader
@@ -123,6 +124,11 @@ class Supervisor:
         self._encoding: Task | None = None  # is being pickled by code of the user's
         self.ids = count(1)  # of tasks; taking one is one step
         self._oom = OomCounter()
+        if options.relay:
+            from ..observe.relay import Relay
+
+            self._relay = Relay(options.relay, outcome.name_of_task, self._endings)
+            self.settings.relay_by(self._relay)
         self._lending = Lending(self.scheduler, self._inbox, self._wake_anyway)
         self.chronicle = Chronicle(self.scheduler, self._endings)
         self._watch = Watch(self._lead, self.is_closed, self._report, self._panic)
@@ -408,6 +414,7 @@ class Supervisor:
         poller = self._poller
         lending = self._lending
         limits = self._limits
+        relay = self._relay
         while True:
             now = monotonic()
             while inbox:
@@ -426,6 +433,8 @@ class Supervisor:
                 return
             if self._untold:
                 self._tell()
+            if relay is not None and not self._write_relayed(now):
+                return
             if self._endings and not self._telling.tell(now):
                 return
             if self._cancels:
@@ -433,12 +442,15 @@ class Supervisor:
             if scheduler.closed and not (self._outbox or self._telling or inbox):
                 if self.chronicle.pool_closed():
                     continue
-                self._close()
-                return
+                if relay is None or relay.may_close():
+                    self._close()
+                    return
             timeout = 0.0 if scheduler.decisions else self._timeout()
             if waiting.aside and self._encoding is None and waiting.may_bring_back():
                 timeout = 0.0
-            if not limits.needed:  # whoever borrows a worker lets the leader sleep
+            # Whoever borrows a worker lets the leader sleep; and relaying has to know at any time
+            # who runs what.
+            if relay is None and not limits.needed:
                 lending.offer()
             self._asleep = True
             ready = poller.poll(0.0 if inbox else timeout)
@@ -448,8 +460,10 @@ class Supervisor:
             for what in ready:
                 if type(what) is Port:
                     self._read(what, now)
-                else:
+                elif type(what) is _Gone:
                     self._reap(what.port, now)
+                else:  # a stream of the relay's
+                    what.read()
             # One waiter runs while the rest is done here. Several would fight for the interpreter
             # with the sending below, one switch per task, so they are told after that.
             if len(self._untold) == 1:
@@ -478,6 +492,9 @@ class Supervisor:
         if self._limits.needed:
             look = self._limits.due(monotonic())
             due = look if due is None or (look is not None and look < due) else due
+        stuck = None if self._relay is None else self._relay.deadline()
+        if stuck is not None:
+            due = min(due or inf, stuck)
         # Bounded: a system's clock cannot count as far as a user may write.
         return None if due is None else min(max(0.0, due - monotonic()), LONGEST_SECONDS)
 
@@ -506,6 +523,8 @@ class Supervisor:
                 scheduler.ready(worker, now)
                 self.chronicle.worker_ready(port, now)
             elif kind == protocol.INIT_FAILED:
+                if self._relay is not None:
+                    self._relay.collect(port.outputs, None)
                 self._break(
                     "the initializer of a worker failed", outcome.InitFailed(bytes(payload))
                 )
@@ -515,18 +534,22 @@ class Supervisor:
                 scheduler.recycle(worker, str(payload, "ascii"), quits=quits)
             elif kind == protocol.TRACKER:
                 self._endings.append((outcome.send_tracker, port.channel, task_id))
+            elif kind == protocol.RELAY:
+                self._relay.take(payload, line[0] if line else None, port.pid)
             elif line and line[0].id == task_id:
                 task = line[0]
                 if port.news:
                     port.answered(task_id)
                 if worker.doomed is task:
                     continue  # what it says now is an answer to SIGTERM
+                if self._relay is not None:
+                    self._relay.collect(port.outputs, task)
                 if task.control is None:
                     scheduler.result(worker, task, now, seconds)
                     self._end(task, kind, payload)
                 elif kind == protocol.ERROR and outcome.may_retry(task):
                     scheduler.hold(worker, task, now, seconds)
-                    self._endings.append((self._judge, task, payload))
+                    self._conclude(self._judge, task, payload)
                 else:
                     scheduler.result(worker, task, now, seconds)
                     self._end(task, kind, payload)
@@ -572,6 +595,8 @@ class Supervisor:
 
     def _end(self, task: Task, kind: int, payload: bytes | memoryview) -> None:
         """A task has come back: settle its future now if no user code is in the way, or later."""
+        if self._relay is not None and self._relay.hold((outcome.deliver, task, (kind, payload))):
+            return
         future = task.future
         condition = future._condition
         if kind == protocol.VALUE and condition.acquire(False):
@@ -586,6 +611,12 @@ class Supervisor:
                 condition.release()
         self._endings.append((outcome.deliver, task, (kind, payload)))
 
+    def _conclude(self, function: Callable[..., None], task: Task, what: Any) -> None:
+        """Have the user told of a task's end, once what the task has said is written."""
+        ending = (function, task, what)
+        if self._relay is None or not self._relay.hold(ending):
+            self._endings.append(ending)
+
     def _reap(self, port: Port, now: float) -> None:
         """A worker process has ended: take what it left, tell the scheduler, clean up."""
         process = port.process
@@ -598,6 +629,8 @@ class Supervisor:
         while data := port.channel.receive(port.reader.expected()):
             port.bytes_received += len(data)
             self._take_in(port, data, now)
+        if self._relay is not None:
+            self._relay.ended(port.outputs)
         unread = self._take_back(port)
         line = list(port.worker.line)
         self.chronicle.worker_ended(port, exit, now)
@@ -655,7 +688,7 @@ class Supervisor:
                 if what == SEND:
                     self._outbox.append((decision[1], decision[2], decision[2].turn))
                 elif what == SETTLE:
-                    self._endings.append((outcome.settle, decision[1], decision[2]))
+                    self._conclude(outcome.settle, decision[1], decision[2])
                 elif what == START:
                     self._start(decision[1], now)
                 elif what == RECALL:
@@ -692,6 +725,8 @@ class Supervisor:
             return
         worker.port = port
         self._oom.begin()
+        if self._relay is not None:
+            self._relay.started(port, port.outputs, self._poller)
         self._ports[worker.id] = port
         self._poller.add(port.channel.fileno(), port)
         assert port.process is not None
@@ -770,6 +805,11 @@ class Supervisor:
         for future in untold:
             future._tell()
 
+    def _write_relayed(self, now: float) -> bool:
+        """Write what workers have said; false if somebody else leads now."""
+        batch = self._relay.look(now)
+        return not batch or self._as_user(self._relay.write, batch, None, self._relay.done)
+
     def _encoded(self, task: Task, error: BaseException | None) -> None:
         self._encoding = None
         if error is not None:
@@ -817,6 +857,8 @@ class Supervisor:
         self._refuse_late()
         self._poller.close()
         self.settings.descriptors.close()
+        if self._relay is not None:
+            self._relay.close()
         self._ended.wake()
 
     def _report(self, error: BaseException) -> None:
@@ -833,6 +875,8 @@ class Supervisor:
             tasks += port.worker.line
             if port.process is not None:
                 port.process.kill()
+        if self._relay is not None:
+            self._relay.let_go()
         self._telling.tell_all()
         for task in tasks:
             outcome.settle(task, self.scheduler.broken)
@@ -848,5 +892,7 @@ class Supervisor:
         for port in list(self._ports.values()):
             port.close()
         self.settings.descriptors.close()
+        if self._relay is not None:
+            self._relay.close()
         if self._poller is not None:
             self._poller.abandon()

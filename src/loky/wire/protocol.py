@@ -30,6 +30,9 @@ Towards the parent there are *frames* in a stream::
     INIT_FAILED the initializer raised: `pack_error`; the worker leaves
     RECYCLE     this worker uses too much memory, how many bytes: in place of the id; payload: why
     TRACKER     please send the descriptor of a resource tracker: which one, in place of the id
+    RELAY       the worker, or the task that it runs, has logged or warned: a pickled
+                ("logging", attributes of the record) or ("warnings", (text, classes by module and
+                name, file, line, module)); plain
 
 On the stream's way back, only when the worker expects it: one frame with the worker's settings,
 and a byte with a descriptor attached for each TRACKER.
@@ -37,8 +40,12 @@ and a byte with a descriptor attached for each TRACKER.
 Past all that, for a worker that is busy in C code: the signal `STACKS_SIGNAL`, which it answers by
 writing its Python stacks to the file that it was given for faults.
 
-What a worker writes to its standard error is also in a file that it shares with the parent: a ring,
-see `last_words`.
+Standard output and error of a worker, where they are relayed, are pipes with a mark behind what
+each task has written: bytes that the parent has thought of, and the task's id in `MARK_ID`
+hexadecimal digits (0: the end of the worker's start).
+
+What else a worker writes to its standard error is also in a file that it shares with the parent: a
+ring, see `last_words`.
 """
 
 from __future__ import annotations
@@ -54,7 +61,8 @@ if TYPE_CHECKING:
     Frame = tuple[int, int, float, "bytes | memoryview"]
 
 TASK, TASK_IN_FD, EXIT = 1, 2, 3
-READY, VALUE, PICKLE, ERROR, UNREADABLE, BAD_RESULT, INIT_FAILED, TRACKER, RECYCLE = range(1, 10)
+READY, VALUE, PICKLE, ERROR, UNREADABLE, BAD_RESULT, INIT_FAILED, TRACKER = range(1, 9)
+RECYCLE, RELAY = range(9, 11)
 
 # Why a worker asks to be replaced. With the last one it does not ask: it leaves.
 GROWS, TOO_LARGE, QUITS = b"memory_leak", b"recycle_memory_per_worker", b"max_memory_per_worker"
@@ -190,6 +198,8 @@ def settings_length(head: bytes) -> int:
     """How many bytes follow the head of the settings' frame."""
     return int(_LENGTH.unpack(head)[0])
 
+
+MARK_ID = 16
 
 # How much of the end of a worker's standard error is kept at least, and how long the file gets in
 # which it is, in bytes.

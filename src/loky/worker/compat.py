@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
+    from .relay import Relay
+
 _settings: dict[str, Any] = {}
 _tracker_fd: Callable[[int], int]
 _life_fd = -1
+relay: Relay | None = None  # if the parent wants what is said here
 
 
 def install(settings: dict[str, Any], life_fd: int, tracker_fd: Callable[[int], int]) -> None:
@@ -45,6 +48,13 @@ def install(settings: dict[str, Any], life_fd: int, tracker_fd: Callable[[int], 
             after(sys.modules[name])
 
 
+def after_import(name: str, function: Callable[[Any], None]) -> None:
+    """Have this called with the module of that name, now or once it has been imported."""
+    _AFTER[name] = function
+    if name in sys.modules:
+        function(sys.modules[name])
+
+
 def update(news: dict[str, Any]) -> None:
     """Take over what has changed in the parent since this worker started."""
     _settings.update(news)
@@ -53,6 +63,8 @@ def update(news: dict[str, Any]) -> None:
     process = sys.modules.get("multiprocessing.process")
     if process is not None and _settings["authkey"]:
         process.current_process().authkey = _settings["authkey"]
+    if relay is not None and "levels" in news:
+        relay.set_levels(news["levels"])
 
 
 def import_main(main: dict[str, Any]) -> None:

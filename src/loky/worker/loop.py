@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import sys
-from _thread import allocate_lock
+from _thread import RLock, allocate_lock
 from time import perf_counter
 
 from .. import nesting
@@ -42,14 +42,16 @@ class Line:
     def __init__(self, end: WorkerEnd) -> None:
         self.end = end
         self.forked = False
-        self._sending = allocate_lock()
+        self.sending = RLock()  # whoever holds it may ask whether it does: see `relay`
         self._asking = allocate_lock()
         os.register_at_fork(after_in_child=self._leave)
 
     def send(self, kind: int, task_id: int, payload: bytes = b"", seconds: float = 0.0) -> None:
         """Send a frame whole."""
+        if self.forked:  # this is a child that the task made and let return: not ours to answer
+            os._exit(0)
         head = protocol.frame_head(kind, task_id, len(payload), seconds)
-        with self._sending:
+        with self.sending:
             self.end.send(head, payload)
 
     def tracker_fd(self, which: int) -> int:
@@ -87,13 +89,19 @@ def main(arguments: list[str]) -> None:
     sys.argv[:] = settings["argv"]
     sys.path[:] = settings["path"]
     compat.install(settings, life_fd, line.tracker_fd)
-    if not _initialize(line, settings["pickler"], settings["initializer"]):
+    send = line.send
+    if settings["relay"]:
+        from .relay import Relay
+
+        compat.relay = relay = Relay(line, settings["relay"], settings["name"])
+        send = relay.answer
+    if not _initialize(send, settings["pickler"], settings["initializer"]):
         return
-    line.send(protocol.READY, 0)
-    serve(line, settings["limits"])
+    send(protocol.READY, 0)
+    serve(line, send, settings["limits"])
 
 
-def serve(line: Line, limits: tuple[int | None, int | None]) -> None:
+def serve(line: Line, send: Callable[..., None], limits: tuple[int | None, int | None]) -> None:
     """Answer one message after the other; `limits` are those of `footprint.Footprint`."""
     end = line.end
     look_at = 0.0 if any(limits) else perf_counter() + FIRST_LOOK
@@ -107,9 +115,7 @@ def serve(line: Line, limits: tuple[int | None, int | None]) -> None:
             return
         reply, data, seconds, used = run(payload, prefix)
         payload = None  # frees a large one before waiting for the next
-        if line.forked:  # this is a child that the task made and let return: not ours to answer
-            os._exit(0)
-        line.send(reply, task_id, data, seconds)
+        send(reply, task_id, data, seconds)
         del data, used
         if perf_counter() >= look_at:
             if look is None:
@@ -154,7 +160,7 @@ def run(
         return protocol.BAD_RESULT, pack_exception(error, where), seconds, used
 
 
-def _initialize(line: Line, pickler: str | None, initializer: bytes | None) -> bool:
+def _initialize(send: Callable[..., None], pickler: str | None, initializer: bytes | None) -> bool:
     if initializer is None and pickler is None:
         return True
     try:
@@ -169,7 +175,7 @@ def _initialize(line: Line, pickler: str | None, initializer: bytes | None) -> b
             fn, args = pickling.loads(call)
             fn(*args)
     except BaseException as error:
-        line.send(protocol.INIT_FAILED, 0, pack_exception(error))
+        send(protocol.INIT_FAILED, 0, pack_exception(error))
         return False
     return True
 
