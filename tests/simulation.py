@@ -499,7 +499,7 @@ class World:
         queued = [*scheduler.waiting.first]
         for level, queue in scheduler.waiting.others.items():
             assert queue, f"nothing waits at level {level}"
-            assert level < scheduler.waiting._level
+            assert level < scheduler.waiting.level
             queued += queue
         assert len(set(queued)) == len(queued)
         waiting = {task for task in queued if task.state == PENDING}
@@ -537,7 +537,7 @@ class World:
 
     def _check_deadlines(self) -> None:
         """A task with a time-out that runs is being watched, or being stopped."""
-        watched = {(number, turn) for _, number, turn, _ in self.scheduler._deadlines._heap}
+        watched = {(number, turn) for _, number, turn, _ in self.scheduler._deadlines.heap}
         for worker, process in self.processes.items():
             task = process.running
             if task is None or task.control is None or not process.alive:

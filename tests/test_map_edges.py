@@ -138,8 +138,7 @@ def test_what_was_there_when_a_map_failed_can_be_had(
     functions: list[Any] = [call_after, abs, abs, abs, abs, abs]
     arguments: list[Any] = [(gate.path, fail_with, ZeroDivisionError()), -1, -2, -3, -4, -5]
     results = pool.map(call, functions, arguments, chunksize=chunksize, ordered=ordered)
-    others = [entry.future for entry in entries_of(results)][1:]
-    wait(others)
+    wait(futures_of(results)[1:])
     gate.open()
     if ordered:
         with pytest.raises(ZeroDivisionError):
@@ -158,9 +157,9 @@ def call_after(path: str, fn: Any, argument: Any) -> Any:
     return fn(argument)
 
 
-def entries_of(results: Any) -> list[Any]:
+def futures_of(results: Any) -> list[Any]:
     mapping = results._mapping
-    return [*mapping._entries, *mapping._by_future.values()]
+    return [*mapping._futures, *mapping._numbers]
 
 
 def test_closing_cancels_what_is_left(tmp_path: Path, gate: Gate) -> None:

@@ -25,7 +25,7 @@ from time import monotonic
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from .chunks import FAIL, GO_ON, STOP, ForEach, Mixed
-from .future import Future
+from .future import FINISHED, Future
 from .task_options import check_whole
 
 T = TypeVar("T")
@@ -77,14 +77,6 @@ def map_options(
     )
 
 
-class Entry(NamedTuple):
-    """A task of a map: its future, and which items it is about."""
-
-    future: Future[Any]
-    start: int
-    size: int
-
-
 class Submit:
     """What a map needs of its executor. Not the executor itself: see rule 3.
 
@@ -113,7 +105,11 @@ class Submit:
 
 
 class Mapping(Generic[T]):
-    """The tasks of a map, and what their results mean. See the rules at the top of the file."""
+    """The tasks of a map, and what their results mean. See the rules at the top of the file.
+
+    Tasks are known by their number, from 0; the items of task `n` are those from
+    ``n * chunksize`` on, ``chunksize`` of them but for the last task.
+    """
 
     def __init__(
         self,
@@ -126,11 +122,12 @@ class Mapping(Generic[T]):
         self._will_wait = submit.will_wait
         self._fn = fn
         self._options = options
-        self._entries: deque[Entry] = deque()  # those that were not taken yet, if ordered
-        self._by_future: dict[Future[Any], Entry] = {}  # the same, if not
-        self._new: deque[Future[Any]] = deque()  # submitted, and not yet an entry
-        self._left: list[Entry] = []  # what was there when it was closed
-        self._position = 0
+        self._futures: deque[Future[Any]] = deque()  # submitted and not taken, if ordered
+        self._numbers: dict[Future[Any], int] = {}  # the same with their numbers, if not
+        self._new: deque[Future[Any]] = deque()  # the same, and not yet numbered
+        self._left: dict[int, Future[Any]] = {}  # what was there when the map was abandoned
+        self._submitted = 0
+        self._last_size = options.chunksize  # of the task submitted last
         items: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
         self._calls: Iterator[Any]
         if options.chunksize > 1:
@@ -167,41 +164,39 @@ class Mapping(Generic[T]):
 
     def _submit_batch(self, batch: list[Any]) -> None:
         assert self._submit is not None, "closed"
+        if self._options.chunksize > 1:
+            self._last_size = len(batch[-1][1][0])
+        if self._options.ordered:
+            self._submit.many(batch, self._futures)
+            self._submitted += len(batch)
+            return
         self._submit.many(batch, self._new)
-        chunked = self._options.chunksize > 1
-        for _, arguments in batch:
+        while self._new:
             future = self._new[0]
-            entry = Entry(future, self._position, len(arguments[0]) if chunked else 1)
-            self._position += entry.size
-            if self._options.ordered:
-                self._entries.append(entry)
-            else:
-                self._by_future[future] = entry
-                future.add_done_callback(self._arrived)
+            self._numbers[future] = self._submitted
+            self._submitted += 1
             self._new.popleft()
+            future.add_done_callback(self._arrived)
 
     def _arrived(self, future: Any) -> None:
         """Called back for each future if the order does not matter."""
 
-    def _advance(self) -> None:
-        """A result was taken: submit another call if the buffer is limited."""
-        if self._options.buffersize is not None:
-            self._submit_next(1)
-
     # ------------------------------------------------------------------ what results mean
 
-    def _values(self, entry: Entry) -> list[Any]:
+    def _values(self, future: Future[Any], number: int) -> list[Any]:
         """What a task that is done contributes to the iteration, the last first."""
-        future = entry.future
         # Asked for instead of caught: a traceback through here would keep the future alive.
-        error = CancelledError() if future.cancelled() else future.exception()
+        error = future._exception if future._state == FINISHED else CancelledError()
+        chunksize = self._options.chunksize
         if error is not None:
             on_error = self._options.on_error
             if on_error == "raise":
                 return [Raise(error)]
-            return [error] * entry.size if on_error == "collect" else []
-        value = future.result()
-        if self._options.chunksize == 1:
+            last = number == self._submitted - 1
+            size = self._last_size if last else chunksize
+            return [error] * size if on_error == "collect" else []
+        value = future._result
+        if chunksize == 1:
             return [value]
         values: list[Any] = self._values_of(value) if isinstance(value, Mixed) else value
         values.reverse()
@@ -225,7 +220,7 @@ class Mapping(Generic[T]):
     def finished(self) -> dict[int, T]:
         """See `MapIterator.finished`."""
         results: dict[int, T] = {}
-        for future, start, _ in self._left:
+        for number, future in self._left.items():
             if not future.done() or future.cancelled() or future.exception() is not None:
                 continue
             value = future.result()
@@ -235,7 +230,7 @@ class Mapping(Generic[T]):
                 values = [value]
             for position, one in enumerate(values):
                 if position not in errors:
-                    results[start + position] = one
+                    results[number * self._options.chunksize + position] = one
         return results
 
     def _abandon(self, *, kill: bool, wait: bool = True) -> None:
@@ -248,14 +243,14 @@ class Mapping(Generic[T]):
         wait : bool
             Whether this may wait until it is known what could be cancelled.
         """
-        self._left += self._entries
-        self._left += self._by_future.values()
-        self._entries.clear()
-        self._by_future.clear()
         self._calls = iter(())
         self._submit = None  # whoever keeps an exception keeps this, but must not keep the executor
-        left = [entry.future for entry in self._left]
-        left += self._new
+        left = [*self._futures, *self._numbers, *self._new]
+        numbers = [self._submitted - len(self._futures) + n for n in range(len(self._futures))]
+        numbers += self._numbers.values()
+        self._left.update(zip(numbers, left, strict=False))
+        self._futures.clear()
+        self._numbers.clear()
         self._new.clear()
         for future in reversed(left):
             if not future.done():
@@ -278,12 +273,18 @@ class _Waiting(Mapping[T]):
     def results(self) -> Iterator[T]:
         """The results. A generator that was never started does nothing when it is dropped."""
         interrupted = False
+        in_order = self._options.ordered
+        buffered = self._options.buffersize is not None
+        futures = self._futures if in_order else self._numbers
+        future: Any
+        value: Any = None
         try:
-            while (entry := self._take()) is not None:
-                values = self._values(entry)
-                entry = None
-                if not (values and type(values[0]) is Raise):
-                    self._advance()
+            while futures:
+                future, number = self._take_first() if in_order else self._take_any()
+                values = self._values(future, number)
+                future = None
+                if buffered and not (values and type(values[0]) is Raise):
+                    self._submit_next(1)
                 while values:
                     value = values.pop()
                     if type(value) is Raise:
@@ -291,29 +292,30 @@ class _Waiting(Mapping[T]):
                     yield value
                     value = None  # an item is let go of as soon as it is handed out
         except KeyboardInterrupt:
-            interrupted = True
+            interrupted = type(value) is not Raise  # else it is a task's own
             raise
         finally:
-            value = None  # else the traceback of its error would keep it alive
+            future = value = None  # else the traceback of an error would keep it alive
             self._abandon(kill=interrupted)
 
-    def _take(self) -> Entry | None:
-        """Wait for the next task that is to be done; ``None`` if there is none."""
-        left = None if self._deadline is None else self._deadline - monotonic()
-        if self._options.ordered:
-            if not self._entries:
-                return None
-            self._entries[0].future._wait_done(left)
-            return self._entries.popleft()
-        if not self._by_future:
-            return None
+    def _take_first(self) -> tuple[Future[Any], int]:
+        """Wait for the first task."""
+        future = self._futures[0]
+        if not future._is_over():
+            future._wait_done(None if self._deadline is None else self._deadline - monotonic())
+        self._futures.popleft()
+        return future, self._submitted - len(self._futures) - 1
+
+    def _take_any(self) -> tuple[Future[Any], int]:
+        """Wait for whatever task is done next."""
+        left = None if self._deadline is None else max(0.0, self._deadline - monotonic())
+        if self._done.empty():
+            self._will_wait()
         try:
-            if self._done.empty():
-                self._will_wait()
-            future = self._done.get(timeout=None if left is None else max(0.0, left))
-            return self._by_future.pop(future)
+            future = self._done.get(timeout=left)
         except queue.Empty:
             raise FuturesTimeoutError() from None
+        return future, self._numbers.pop(future)
 
     def _arrived(self, future: Any) -> None:
         self._done.put(future)

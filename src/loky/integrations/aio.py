@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, TypeVar
 
 from ..future import Future
-from ..mapping import Entry, MapOptions, Mapping, Raise, Submit
+from ..mapping import MapOptions, Mapping, Raise, Submit
 
 T = TypeVar("T")
 
@@ -48,12 +48,13 @@ class _AsyncMap(Mapping[T]):
         self.start()
 
     async def results(self) -> AsyncIterator[T]:
+        buffered = self._options.buffersize is not None
         try:
-            while (entry := await self._take()) is not None:
-                values = self._values(entry)
-                entry = None
-                if not (values and type(values[0]) is Raise):
-                    self._advance()
+            while self._futures or self._numbers:
+                future, number = await self._take()
+                values = self._values(future, number)
+                if buffered and not (values and type(values[0]) is Raise):
+                    self._submit_next(1)
                 while values:
                     value = values.pop()
                     if type(value) is Raise:
@@ -62,19 +63,18 @@ class _AsyncMap(Mapping[T]):
         finally:
             self._abandon(kill=True, wait=False)
 
-    async def _take(self) -> Entry | None:
-        if self._options.ordered:
-            if not self._entries:
-                return None
-            future = self._entries[0].future
-            if not future.done():
-                arrived = self._loop.create_future()
-                future.add_done_callback(lambda _: _call_soon(self._loop, _set, arrived))
-                await arrived
-            return self._entries.popleft()
-        if not self._by_future:
-            return None
-        return self._by_future.pop(await self._done.get())
+    async def _take(self) -> tuple[Future[Any], int]:
+        """Await the next task."""
+        if not self._options.ordered:
+            future = await self._done.get()
+            return future, self._numbers.pop(future)
+        future = self._futures[0]
+        if not future.done():
+            arrived = self._loop.create_future()
+            future.add_done_callback(lambda _: _call_soon(self._loop, _set, arrived))
+            await arrived
+        self._futures.popleft()
+        return future, self._submitted - len(self._futures) - 1
 
     def _arrived(self, future: Any) -> None:
         _call_soon(self._loop, self._done.put_nowait, future)

@@ -6,8 +6,8 @@ thread that settles a future.
 Rule 2: no code of the user's runs here: what is told to the logger is put with the other endings,
 which are for the user (`pool.telling`).
 
-Rule 3: nothing is counted per task here that succeeds on the short way (`Supervisor._end` has one
-addition for it); workers count their tasks themselves.
+Rule 3: nothing is counted per task here that succeeds on the short way: the scheduler counts each
+worker's tasks, and those of them that went another way are counted here.
 """
 
 from __future__ import annotations
@@ -52,13 +52,14 @@ class Chronicle:
 
     def __init__(self, scheduler: Scheduler, endings: deque[Any]) -> None:
         self.number = next(_numbers)
-        self.completed = 0  # by the leader itself, see rule 3
-        self.completed_elsewhere = 0
+        self.completed = 0  # other than on the short way, see rule 3
+        self.replies = 0  # of workers, that did not go the short way
         self.failed = 0
         self.cancelled = 0
         self.started = 0
         self.ended: dict[str, int] = {}  # workers, by cause
         # Of workers that are gone:
+        self.tasks_done = 0
         self.busy_seconds = 0.0
         self.worker_seconds = 0.0
         self.bytes_sent = 0
@@ -79,7 +80,7 @@ class Chronicle:
             elif error is not None:
                 self.failed += 1
             else:
-                self.completed_elsewhere += 1
+                self.completed += 1
 
     # ------------------------------------------------------------------ workers
 
@@ -116,7 +117,8 @@ class Chronicle:
         self.ended[cause] = self.ended.get(cause, 0) + 1
         self.busy_seconds += worker.busy_seconds
         if worker.line and worker.state != STARTING:
-            self.busy_seconds += max(0.0, now - worker.head_since)
+            self.busy_seconds += max(0.0, now - worker.busy_since)
+        self.tasks_done += worker.tasks_done
         self.worker_seconds += now - worker.started
         self.bytes_sent += port.bytes_sent
         self.bytes_received += port.bytes_received

@@ -36,7 +36,7 @@ class Entry:
     tasks_done : int
         How many tasks it has answered.
     busy_seconds : float
-        How long these have taken, and the present one so far.
+        How long it has had tasks.
     """
 
     def __init__(self, worker: model.Worker, pid: int, now: float) -> None:
@@ -46,7 +46,9 @@ class Entry:
         self.seconds = max(0.0, now - since)
         self.is_running = bool(worker.line) and worker.state != model.STARTING
         self.tasks_done = worker.tasks_done
-        self.busy_seconds = worker.busy_seconds + (self.seconds if self.is_running else 0.0)
+        self.busy_seconds = worker.busy_seconds
+        if self.is_running:
+            self.busy_seconds += max(0.0, now - worker.busy_since)
         self._task = worker.line[0] if self.is_running else None
 
     def task_name(self) -> str | None:

@@ -145,7 +145,8 @@ def _take(pool: Supervisor) -> tuple[dict[str, Any], list[Entry]]:
     scheduler = pool.scheduler
     chronicle = pool.chronicle
     entries = call_the_roll(pool)
-    completed = chronicle.completed + chronicle.completed_elsewhere
+    replies = chronicle.tasks_done + sum(entry.tasks_done for entry in entries)
+    completed = chronicle.completed + replies - chronicle.replies
     pending = 0 if pool.is_closed() else scheduler.outstanding + _on_the_way(pool)
     running = sum(entry.is_running for entry in entries)
     ports = [entry.worker.port for entry in entries]

@@ -18,12 +18,12 @@ SWEEP = 64
 
 
 class Deadlines:
-    """See the top of the file."""
+    """See the top of the file. Nothing is watched if `heap` is empty."""
 
     def __init__(self) -> None:
         # When; number and turn of the task, by which an entry of an earlier attempt is told from
         # one of this; who runs it.
-        self._heap: list[tuple[float, int, int, Worker]] = []
+        self.heap: list[tuple[float, int, int, Worker]] = []
         self._sweep_at = SWEEP
 
     def start(self, task: Task, now: float) -> None:
@@ -32,15 +32,15 @@ class Deadlines:
         if control is not None and control.options.timeout is not None:
             worker = task.worker
             assert worker is not None
-            heappush(self._heap, (now + control.options.timeout, task.id, task.turn, worker))
-            if len(self._heap) >= self._sweep_at:
-                self._heap = [entry for entry in self._heap if _task_of(entry) is not None]
-                heapify(self._heap)
-                self._sweep_at = max(SWEEP, 2 * len(self._heap))
+            heappush(self.heap, (now + control.options.timeout, task.id, task.turn, worker))
+            if len(self.heap) >= self._sweep_at:
+                self.heap = [entry for entry in self.heap if _task_of(entry) is not None]
+                heapify(self.heap)
+                self._sweep_at = max(SWEEP, 2 * len(self.heap))
 
     def next(self) -> float | None:
         """When the next one is due."""
-        heap = self._heap
+        heap = self.heap
         while heap and _task_of(heap[0]) is None:
             heappop(heap)
         return heap[0][0] if heap else None
@@ -48,7 +48,7 @@ class Deadlines:
     def expired(self, now: float) -> Iterator[Task]:
         """Those that are due by now, once."""
         while (due := self.next()) is not None and due <= now:
-            task = _task_of(heappop(self._heap))
+            task = _task_of(heappop(self.heap))
             assert task is not None
             yield task
 

@@ -59,14 +59,11 @@ class Limits:
     def __init__(self, options: PoolOptions, scheduler: Scheduler) -> None:
         self._each = options.max_memory_per_worker
         self._all = options.memory_limit
+        # Whether there is anything to look at, ever.
+        self.needed = self._each is not None or self._all is not None
         self._scheduler = scheduler
         self._next: float | None = None
         self._victim: Port | None = None
-
-    @property
-    def needed(self) -> bool:
-        """Whether there is anything to look at, ever."""
-        return self._each is not None or self._all is not None
 
     def due(self, now: float) -> float | None:
         """When to look next; None while there is nothing to see."""

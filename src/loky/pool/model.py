@@ -149,6 +149,7 @@ class Worker:
     __slots__ = (
         "budget",
         "busy_seconds",
+        "busy_since",
         "cause",
         "doomed",
         "elder",
@@ -182,7 +183,8 @@ class Worker:
         self.slow = False  # its head runs longer than usual: nothing is queued behind it
         self.doomed: Task | None = None  # the running task that is to be stopped
         self.tasks_done = 0  # for people, as is the next
-        self.busy_seconds = 0.0  # in tasks that are done
+        self.busy_seconds = 0.0  # with tasks, until it was last without
+        self.busy_since = now
         self.cause: str | None = None  # why it has to leave for good
         self.quits = False  # it leaves by itself, and has read nothing that is in its line
         self.heir: Worker | None = None  # see `succession`

@@ -26,21 +26,21 @@ STACK_SECONDS = 0.25
 
 
 class Parting:
-    """See the top of the file."""
+    """See the top of the file. Nobody is leaving if `steps` is empty."""
 
     def __init__(self) -> None:
-        self._steps: dict[Port, tuple[float, Callable[[Port, float], None]]] = {}
+        self.steps: dict[Port, tuple[float, Callable[[Port, float], None]]] = {}
         self._grace: dict[Port, float] = {}  # of those that are being stopped
         self._stacks_by: dict[Port, float] = {}  # until when to wait for a stack
 
     def leave(self, port: Port, now: float) -> None:
         """The worker was asked to leave."""
-        self._steps[port] = now + LEAVE_SECONDS, self.kill
+        self.steps[port] = now + LEAVE_SECONDS, self.kill
 
     def kill(self, port: Port, now: float) -> None:
         """End the worker now."""
         assert port.process is not None
-        self._steps[port] = now + LEAVE_SECONDS, self.kill
+        self.steps[port] = now + LEAVE_SECONDS, self.kill
         port.process.kill()
 
     def stop(self, port: Port, now: float, grace: float, *, stacks: bool) -> None:
@@ -60,7 +60,7 @@ class Parting:
         self._grace[port] = grace
         if stacks and port.request_stacks():
             self._stacks_by[port] = now + STACK_SECONDS
-            self._steps[port] = now + STACK_QUIET_SECONDS, self._look
+            self.steps[port] = now + STACK_QUIET_SECONDS, self._look
         else:
             self._terminate(port, now)
 
@@ -70,32 +70,29 @@ class Parting:
             self._terminate(port, now)
         else:
             port.last_stacks = text
-            self._steps[port] = now + STACK_QUIET_SECONDS, self._look
+            self.steps[port] = now + STACK_QUIET_SECONDS, self._look
 
     def _terminate(self, port: Port, now: float) -> None:
         assert port.process is not None
         grace = self._grace[port]
         if grace > 0:
-            self._steps[port] = now + grace, self.kill
+            self.steps[port] = now + grace, self.kill
             port.process.terminate()
         else:
             self.kill(port, now)
 
     def forget(self, port: Port) -> None:
         """The worker is gone."""
-        self._steps.pop(port, None)
+        self.steps.pop(port, None)
         self._grace.pop(port, None)
         self._stacks_by.pop(port, None)
 
     def next(self) -> float | None:
         """When the next step is due."""
-        return min((due for due, _ in self._steps.values()), default=None)
+        return min((due for due, _ in self.steps.values()), default=None)
 
     def act(self, now: float) -> None:
         """Take the steps that are due."""
-        for port, (due, step) in list(self._steps.items()):
+        for port, (due, step) in list(self.steps.items()):
             if due <= now:
                 step(port, now)
-
-    def __bool__(self) -> bool:
-        return bool(self._steps)

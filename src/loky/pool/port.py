@@ -173,8 +173,11 @@ class Port:
         return 0 if self.process is None else self.process.pid
 
     def send(self, task: Task) -> bool:
-        """Send a task whose message is ready; false if there is no room for it now."""
-        version = self.settings.refresh()
+        """Send a task whose message is ready; false if there is no room for it now.
+
+        It is for the caller to have had the settings refreshed.
+        """
+        version = self.settings.version
         prefix = b""
         if version != self.told:
             prefix = self.settings.prefix

@@ -31,6 +31,7 @@ What the decisions and verdicts are stands in `model.py`.
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 from ..task_options import TIMEOUT
@@ -141,6 +142,7 @@ class Scheduler:
         self._busy = 0  # with a line that is not empty
         self._duration: float | None = None  # what tasks take lately, seconds
         self._window = 1
+        self._shortest, self._longest = inf, -inf  # durations for which the window is right
         self._usual_start: float | None = None
         self._look_at: float | None = None  # when to look for slow heads
         self._start_after: float | None = None  # no worker is started before then
@@ -181,9 +183,12 @@ class Scheduler:
             self.waiting.first or self._live < self._floor or self._succession.wanted
         ):
             at = again if at is None or again < at else at
-        for due in (self._deadlines.next(), self.waiting.due()):
-            if due is not None and (at is None or due < at):
-                at = due
+        if self._deadlines.heap:
+            due = self._deadlines.next()
+            at = due if at is None or (due is not None and due < at) else at
+        if self.waiting.delayed:
+            due = self.waiting.due()
+            at = due if at is None or (due is not None and due < at) else at
         idle = self._buckets[0]
         if self.idle_timeout is not None and idle and not self.waiting.first:
             # The bucket is in the order of becoming idle, so the first is the next to go.
@@ -206,6 +211,9 @@ class Scheduler:
             self._settle(task, self.broken)
         elif self.closing:
             self._settle(task, REFUSED)
+        elif task.control is None and not self.waiting.level:  # the usual way of `add`
+            task.state = PENDING
+            self.waiting.first.append(task)
         else:
             self.waiting.add(task)
 
@@ -307,10 +315,10 @@ class Scheduler:
         line = worker.line
         buckets = self._buckets
         buckets[len(line)].pop(worker, None)
-        if line[0] is task:
-            line.popleft()
-        else:  # cannot happen over an honest channel; one odd reply must not break the rest
+        head = line.popleft()
+        if head is not task:  # not over an honest channel; one odd reply must not break the rest
             line.remove(task)
+            line.appendleft(head)
         self._assigned -= 1
         self.outstanding -= 1
         task.state = DONE
@@ -318,16 +326,18 @@ class Scheduler:
         worker.head_since = now
         worker.slow = False
         worker.tasks_done += 1
-        worker.busy_seconds += seconds
         known = self._duration
         if known is None:
             self._duration = seconds
+            self._set_window()
         else:
             # One odd task (descheduled, say) must not close the window for the next fifty; a row of
             # long ones closes it within a few, and what waits behind a long one is taken back.
-            step = min(seconds, OUTLIER_FACTOR * known + OUTLIER_SECONDS) - known
-            self._duration = known + step * 0.2
-        self._set_window()
+            most = OUTLIER_FACTOR * known + OUTLIER_SECONDS
+            known += ((seconds if seconds < most else most) - known) * 0.2
+            self._duration = known
+            if not self._shortest < known <= self._longest:
+                self._set_window()
         if worker.budget >= 0:
             self._now = now
             self._foresee(worker)
@@ -344,6 +354,7 @@ class Scheduler:
             return
         self._busy -= 1
         worker.idle_since = now
+        worker.busy_seconds += now - worker.busy_since
         if not worker.recalling:
             if worker.state == READY and worker.budget:
                 buckets[0][worker] = None
@@ -356,7 +367,7 @@ class Scheduler:
         """The worker has started and run its initializer."""
         worker.was_ready = True
         worker.slow = False
-        worker.head_since = worker.idle_since = now
+        worker.head_since = worker.idle_since = worker.busy_since = now
         if worker.line and worker.line[0].on_wire:
             self._deadlines.start(worker.line[0], now)
         if worker.state != STARTING:
@@ -603,7 +614,7 @@ class Scheduler:
             self._settle(task, REFUSED)
         else:
             # Also if the worker is to leave, or gone: then the task will turn out to be unread.
-            worker.head_since = now
+            worker.head_since = worker.busy_since = now
             worker.line.append(task)
             self._busy += 1
             self._assigned += 1
@@ -620,9 +631,24 @@ class Scheduler:
             return
         self._now = now
         waiting = self.waiting
-        pending = waiting.first
-        if pending or waiting.others or self._live < self._floor:
+        if waiting.first or waiting.others or self._live < self._floor:
             self._ensure_workers(now)
+            self._hand_out(now)
+        if waiting.first and self._live < self.max_workers:
+            self._ensure_workers(now)
+        if self._assigned > self._busy and self._look_at is None and self.can_recall:
+            self._look_at = now + SLOW_HEAD_SECONDS
+        if self._succession.wanted:
+            self._start_heirs(now)
+        if self.closing and not self.outstanding:
+            for worker in self.workers.values():
+                if worker.state != RETIRING and not worker.lent:
+                    self._retire(worker)
+
+    def _hand_out(self, now: float) -> None:
+        """Give waiting tasks to workers that have room."""
+        waiting = self.waiting
+        pending = waiting.first
         buckets = self._buckets
         low = 1
         # A worker gets its share of a long queue in one go: each message to a worker that sleeps
@@ -653,7 +679,7 @@ class Scheduler:
             free = self._busy < most
             if free and buckets[0]:
                 worker, _ = buckets[0].popitem()  # the most recently used: warm caches
-                worker.head_since = now
+                worker.head_since = worker.busy_since = now
                 self._busy += 1
             elif free and self._unborn and self.can_recall:
                 worker = next(iter(self._unborn))
@@ -684,16 +710,6 @@ class Scheduler:
                     self._unlive(worker, DRAINING)
         if run:
             self._enter_bucket(worker)
-        if pending and self._live < self.max_workers:
-            self._ensure_workers(now)
-        if self._assigned > self._busy and self._look_at is None and self.can_recall:
-            self._look_at = now + SLOW_HEAD_SECONDS
-        if self._succession.wanted:
-            self._start_heirs(now)
-        if self.closing and not self.outstanding:
-            for worker in self.workers.values():
-                if worker.state != RETIRING and not worker.lent:
-                    self._retire(worker)
 
     # ------------------------------------------------------------------ inner workings
 
@@ -701,13 +717,20 @@ class Scheduler:
         return max(SLOW_START_SECONDS, SLOW_START_FACTOR * (self._usual_start or 0.0))
 
     def _set_window(self) -> None:
+        """Set the window for the present duration of tasks, and the durations it is right for."""
         seconds = self._duration
-        if seconds is None or seconds > AHEAD_WORTH_SECONDS or not self.can_recall:
-            self._window = 1
+        assert seconds is not None
+        if seconds > AHEAD_WORTH_SECONDS or not self.can_recall:
+            ahead = 0
+            self._shortest, self._longest = AHEAD_WORTH_SECONDS, inf
         elif seconds * MAX_AHEAD <= AHEAD_SECONDS:
-            self._window = 1 + MAX_AHEAD
+            ahead = MAX_AHEAD
+            self._shortest, self._longest = -inf, AHEAD_SECONDS / MAX_AHEAD
         else:
-            self._window = 1 + max(1, int(AHEAD_SECONDS / seconds))
+            ahead = max(1, int(AHEAD_SECONDS / seconds))
+            self._shortest = AHEAD_SECONDS / (ahead + 1)
+            self._longest = AHEAD_SECONDS / ahead if ahead > 1 else AHEAD_WORTH_SECONDS
+        self._window = 1 + ahead
 
     def _ensure_workers(self, now: float) -> None:
         if not self._begun:

@@ -381,7 +381,8 @@ class Supervisor:
                 "settled there, not here"
             )
         self._watch.will_wait()
-        self._telling.will_wait()
+        if self._telling.tellers:
+            self._telling.will_wait()
 
     # ------------------------------------------------------------------ leading
 
@@ -445,7 +446,8 @@ class Supervisor:
                 if relay is None or relay.may_close():
                     self._close()
                     return
-            timeout = 0.0 if scheduler.decisions else self._timeout()
+            due = scheduler.deadline()
+            timeout = 0.0 if scheduler.decisions else self._timeout(due)
             if waiting.aside and self._encoding is None and waiting.may_bring_back():
                 timeout = 0.0
             # Whoever borrows a worker lets the leader sleep; and relaying has to know at any time
@@ -457,35 +459,37 @@ class Supervisor:
             self._asleep = False
             lending.withdraw()
             now = monotonic()
+            gone = None
             for what in ready:
                 if type(what) is Port:
                     self._read(what, now)
                 elif type(what) is _Gone:
-                    self._reap(what.port, now)
+                    gone = [what.port] if gone is None else [*gone, what.port]
                 else:  # a stream of the relay's
                     what.read()
+            if gone:  # only now: what is closed for them may have been reported in the same batch
+                for port in gone:
+                    self._reap(port, now)
             # One waiter runs while the rest is done here. Several would fight for the interpreter
             # with the sending below, one switch per task, so they are told after that.
             if len(self._untold) == 1:
                 self._tell()
-            due = scheduler.deadline()
             if due is not None and due <= now:
                 scheduler.tick(now)
             if limits.needed:
                 limits.look(self._ports.values(), now)
-            if self._parting:
+            if self._parting.steps:
                 self._parting.act(now)
             if self._unwatched:
                 for port in list(self._unwatched):
                     self._reap(port, now)
 
-    def _timeout(self) -> float | None:
-        """How long the poller may wait, in seconds."""
-        due = self.scheduler.deadline()
-        if self._parting:
+    def _timeout(self, due: float | None) -> float | None:
+        """How long the poller may wait, in seconds, if the scheduler wants to be asked then."""
+        if self._parting.steps:
             step = self._parting.next()
             due = step if due is None or (step is not None and step < due) else due
-        if self._unwatched and (self.scheduler.outstanding or self._parting):
+        if self._unwatched and (self.scheduler.outstanding or self._parting.steps):
             due = min(due or inf, monotonic() + UNWATCHED_SECONDS)
         if self._endings:
             due = min(inf if due is None else due, self._telling.next())
@@ -518,37 +522,21 @@ class Supervisor:
         scheduler = self.scheduler
         worker = port.worker
         line = worker.line
+        relay = self._relay
         for kind, task_id, seconds, payload in port.reader.feed(data):
-            if kind == protocol.READY:
-                scheduler.ready(worker, now)
-                self.chronicle.worker_ready(port, now)
-            elif kind == protocol.INIT_FAILED:
-                if self._relay is not None:
-                    self._relay.collect(port.outputs, None)
-                self._break(
-                    "the initializer of a worker failed", outcome.InitFailed(bytes(payload))
-                )
-            elif kind == protocol.RECYCLE:
-                port.footprint = task_id
-                quits = payload == protocol.QUITS
-                scheduler.recycle(worker, str(payload, "ascii"), quits=quits)
-            elif kind == protocol.TRACKER:
-                self._endings.append((outcome.send_tracker, port.channel, task_id))
-            elif kind == protocol.RELAY:
-                self._relay.take(payload, line[0] if line else None, port.pid)
+            if kind > protocol.LAST_REPLY:
+                self._hear(port, kind, task_id, payload, now)
             elif line and line[0].id == task_id:
                 task = line[0]
                 if port.news:
                     port.answered(task_id)
                 if worker.doomed is task:
                     continue  # what it says now is an answer to SIGTERM
-                if self._relay is not None:
-                    self._relay.collect(port.outputs, task)
-                if task.control is None:
-                    scheduler.result(worker, task, now, seconds)
-                    self._end(task, kind, payload)
-                elif kind == protocol.ERROR and outcome.may_retry(task):
+                if relay is not None:
+                    relay.collect(port.outputs, task)
+                if task.control is not None and kind == protocol.ERROR and outcome.may_retry(task):
                     scheduler.hold(worker, task, now, seconds)
+                    self.chronicle.replies += 1
                     self._conclude(self._judge, task, payload)
                 else:
                     scheduler.result(worker, task, now, seconds)
@@ -556,6 +544,24 @@ class Supervisor:
             elif worker.lent:  # faster than the submitter's note, see `_fed`
                 port.early = (kind, seconds, payload)
             # Else it was settled already, by a shutdown for instance.
+
+    def _hear(self, port: Port, kind: int, number: int, payload: Any, now: float) -> None:
+        """A worker has something to say that is not the end of a task."""
+        worker = port.worker
+        if kind == protocol.READY:
+            self.scheduler.ready(worker, now)
+            self.chronicle.worker_ready(port, now)
+        elif kind == protocol.INIT_FAILED:
+            self._break("the initializer of a worker failed", outcome.InitFailed(bytes(payload)))
+        elif kind == protocol.RECYCLE:
+            port.footprint = number
+            quits = payload == protocol.QUITS
+            self.scheduler.recycle(worker, str(payload, "ascii"), quits=quits)
+        elif kind == protocol.TRACKER:
+            self._endings.append((outcome.send_tracker, port.channel, number))
+        elif kind == protocol.RELAY:
+            line = worker.line
+            self._relay.take(payload, line[0] if line else None, port.pid)
 
     def _judge(self, task: Task, payload: Any) -> None:
         """User code's side: whether an exception that the task raised is worth another attempt."""
@@ -578,7 +584,8 @@ class Supervisor:
         port: Port = steps[0]
         worker = port.worker
         sent = len(steps) > 1
-        port.bytes_sent += sum(steps[1:])
+        if sent:
+            port.bytes_sent += steps[1]
         steps.clear()
         if not sent:
             self.scheduler.returned(worker)
@@ -596,6 +603,7 @@ class Supervisor:
     def _end(self, task: Task, kind: int, payload: bytes | memoryview) -> None:
         """A task has come back: settle its future now if no user code is in the way, or later."""
         if self._relay is not None and self._relay.hold((outcome.deliver, task, (kind, payload))):
+            self.chronicle.replies += 1
             return
         future = task.future
         condition = future._condition
@@ -603,12 +611,12 @@ class Supervisor:
             try:
                 if not (future._done_callbacks or future._waiters):
                     future._finish(pickling.loads(payload))
-                    self.chronicle.completed += 1
                     if future._sleepers or condition._sleepers:
                         self._untold.append(future)
                     return
             finally:
                 condition.release()
+        self.chronicle.replies += 1
         self._endings.append((outcome.deliver, task, (kind, payload)))
 
     def _conclude(self, function: Callable[..., None], task: Task, what: Any) -> None:
@@ -768,6 +776,7 @@ class Supervisor:
 
     def _send_out(self) -> bool:
         """Pickle and send what is to be sent; false if somebody else leads now."""
+        self.settings.refresh()
         while self._outbox:
             worker, task, turn = self._outbox[0]
             if task.worker is not worker or task.turn != turn or task.on_wire:

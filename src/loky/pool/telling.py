@@ -45,46 +45,46 @@ class Telling:
         self._as_user = as_user
         self._wake = wake
         self.endings: deque[tuple[Callable[..., None], Any, Any]] = deque()
-        self._tellers: dict[int, float] = {}  # threads in an ending; when they may be overtaken
+        self.tellers: dict[int, float] = {}  # threads in an ending; when they may be overtaken
 
     def __bool__(self) -> bool:
         """Whether there is anything that has not been told yet."""
-        return bool(self.endings or self._tellers)
+        return bool(self.endings or self.tellers)
 
     def tell(self, now: float) -> bool:
         """Tell what can be told now; false if somebody else leads now."""
         endings = self.endings
-        while endings:
-            if self._tellers and self.next() > now:
-                return True
-            me = get_ident()
-            self._tellers[me] = now + PATIENCE
+        if self.tellers and self.next() > now:
+            return True
+        me = get_ident()
+        self.tellers[me] = now + PATIENCE
+        leads = True
+        while endings and leads:
             function, one, two = endings.popleft()
             leads = self._as_user(function, one, two)
-            self._tellers.pop(me, None)
-            if not leads:
-                self._wake()  # it may be this that the leader waits for
-                return False
             if monotonic() - now > TICK:
                 break  # so that many short callbacks do not add up to a long one
-        return True
+        self.tellers.pop(me, None)
+        if not leads:
+            self._wake()  # it may be this that the leader waits for
+        return leads
 
     def next(self) -> float:
         """When the next ending may be told; infinite if there is none."""
         if not self.endings:
             return inf
-        return max(list(self._tellers.values()), default=-inf)
+        return max(list(self.tellers.values()), default=-inf)
 
     def will_wait(self) -> None:
         """The calling thread, of whatever kind, is about to wait for a future of the pool."""
         me = get_ident()
-        if me in self._tellers:
-            self._tellers[me] = -inf
+        if me in self.tellers:
+            self.tellers[me] = -inf
             self._wake()
 
     def will_wait_for_the_end(self) -> None:
         """The calling thread is about to wait until everything is over: without its ending."""
-        self._tellers.pop(get_ident(), None)
+        self.tellers.pop(get_ident(), None)
 
     def tell_all(self) -> None:
         """Tell everything here and now, whoever waits."""

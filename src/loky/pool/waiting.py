@@ -34,9 +34,13 @@ class Waiting:
         Those of the highest priority, and in front those whose turn has come all the same. When
         there are `others`, call `serve` before taking from it. Those that are not PENDING any
         more were settled while they waited: whoever takes one subtracts it from `dead`.
+    level : int
+        The priority of `first`.
     others : dict of int to deque of Task
         Those of lower priorities. Empty as a rule. When there are any, whoever takes one of `first`
         adds it to `overtaken`.
+    delayed : list
+        Those that are not to be handed out before a certain time: a heap.
     aside : deque of Task
         Waiting as well, until something that they need is free; see `set_aside`.
     """
@@ -46,10 +50,10 @@ class Waiting:
         self.others: dict[int, deque[Task]] = {}
         self.aside: deque[Task] = deque()
         self.dead = 0  # in `first` and `others`, but settled
-        self._level = 0  # the priority of `first`
+        self.level = 0
         self.overtaken = 0
         self._brought: Task | None = None  # the last that came back from aside
-        self._delayed: list[tuple[float, int, Task]] = []
+        self.delayed: list[tuple[float, int, Task]] = []
 
     # ------------------------------------------------------------------ in and out
 
@@ -57,7 +61,7 @@ class Waiting:
         """Queue a task behind its equals."""
         task.state = PENDING
         control = task.control
-        if self._level == (0 if control is None else control.options.priority):
+        if self.level == (0 if control is None else control.options.priority):
             self.first.append(task)
         else:
             self._of(task).append(task)
@@ -66,7 +70,7 @@ class Waiting:
         """Queue a task before its equals: it has had its turn before."""
         task.state = PENDING
         control = task.control
-        if self._level == (0 if control is None else control.options.priority):
+        if self.level == (0 if control is None else control.options.priority):
             self.first.appendleft(task)
         else:
             self._of(task).appendleft(task)
@@ -75,21 +79,21 @@ class Waiting:
         """Where the tasks of this priority wait, which is not the one of `first`."""
         priority = 0 if task.control is None else task.control.options.priority
         if not self.first and not self.others:
-            self._level = priority
+            self.level = priority
             return self.first
-        if priority > self._level:
+        if priority > self.level:
             if self.first:
-                self.others[self._level] = self.first
+                self.others[self.level] = self.first
             self.first = self.others.pop(priority, deque())
-            self._level = priority
+            self.level = priority
             return self.first
         return self.others.setdefault(priority, deque())
 
     def serve(self) -> deque[Task]:
         """Where the next task is to be taken from, to be asked before each one."""
         if not self.first:
-            self._level = max(self.others)
-            self.first = self.others.pop(self._level)
+            self.level = max(self.others)
+            self.first = self.others.pop(self.level)
         elif self.overtaken >= OVERTAKES:
             self.overtaken = 0
             self._let_the_oldest_go_first()
@@ -157,11 +161,11 @@ class Waiting:
     def delay(self, task: Task, until: float) -> None:
         """Queue this one before its equals, but not before that time."""
         task.state = DELAYED
-        heappush(self._delayed, (until, task.id, task))
+        heappush(self.delayed, (until, task.id, task))
 
     def due(self) -> float | None:
         """When the next delay ends."""
-        delayed = self._delayed
+        delayed = self.delayed
         while delayed and delayed[0][2].state != DELAYED:  # cancelled meanwhile
             heappop(delayed)
         return delayed[0][0] if delayed else None
@@ -169,7 +173,7 @@ class Waiting:
     def end_delays(self, now: float) -> None:
         """Queue those whose delay is over."""
         while (due := self.due()) is not None and due <= now:
-            self.put_back(heappop(self._delayed)[2])
+            self.put_back(heappop(self.delayed)[2])
 
     # ------------------------------------------------------------------ all of them
 
@@ -177,12 +181,12 @@ class Waiting:
         for queue in (self.first, *self.others.values()):
             yield from (task for task in queue if task.state == PENDING)
         yield from (task for task in self.aside if task.state == DELAYED)
-        yield from (task for _, _, task in sorted(self._delayed) if task.state == DELAYED)
+        yield from (task for _, _, task in sorted(self.delayed) if task.state == DELAYED)
 
     def clear(self) -> None:
         """Forget them all."""
         self.first.clear()
         self.others.clear()
         self.aside.clear()
-        self._delayed.clear()
+        self.delayed.clear()
         self.dead = 0

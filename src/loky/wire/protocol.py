@@ -61,8 +61,9 @@ if TYPE_CHECKING:
     Frame = tuple[int, int, float, "bytes | memoryview"]
 
 TASK, TASK_IN_FD, EXIT = 1, 2, 3
-READY, VALUE, PICKLE, ERROR, UNREADABLE, BAD_RESULT, INIT_FAILED, TRACKER = range(1, 9)
-RECYCLE, RELAY = range(9, 11)
+VALUE, PICKLE, ERROR, UNREADABLE, BAD_RESULT = range(1, 6)
+LAST_REPLY = BAD_RESULT  # these are how tasks end; the others are no task's end
+READY, INIT_FAILED, TRACKER, RECYCLE, RELAY = range(6, 11)
 
 # Why a worker asks to be replaced. With the last one it does not ask: it leaves.
 GROWS, TOO_LARGE, QUITS = b"memory_leak", b"recycle_memory_per_worker", b"max_memory_per_worker"
