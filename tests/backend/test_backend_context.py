@@ -35,7 +35,24 @@ def test_start_methods_are_those_of_multiprocessing_and_ours() -> None:
 def test_get_context(method: str) -> None:
     assert get_context(method).get_start_method() == method
     assert get_context(method) is get_context(method)
-    assert multiprocessing.get_context(method) is get_context(method)
+
+
+def test_multiprocessing_has_the_same_contexts() -> None:
+    check_code("""
+        import multiprocessing
+        from loky.backend.context import START_METHODS, get_context
+        for method in set(START_METHODS) - {"fork"}:
+            assert multiprocessing.get_context(method) is get_context(method), method
+    """)
+
+
+def test_others_who_register_contexts_of_the_same_names_do_not_matter() -> None:
+    check_code("""
+        import multiprocessing.context
+        from loky.backend.context import ctx_loky, get_context
+        multiprocessing.context._concrete_contexts["loky"] = object()
+        assert get_context() is get_context("loky") is ctx_loky
+    """)
 
 
 def test_default_is_loky() -> None:

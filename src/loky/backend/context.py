@@ -145,6 +145,9 @@ def get_context(method: str | None = None) -> BaseContext:
         For "fork".
     """
     method = method or _DEFAULT_START_METHOD or "loky"
+    # Not by way of multiprocessing: joblib's copy of loky registers its contexts there too.
+    if method in _OUR_CONTEXTS:
+        return _OUR_CONTEXTS[method]
     if method == "fork":
         import warnings
 

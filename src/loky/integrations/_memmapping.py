@@ -96,22 +96,21 @@ class _Folders(TemporaryResourcesManager):  # type: ignore[misc]
     """joblib's temporary folders, without the tenth of a second that it waits for most of them.
 
     It asks the tracker to remove the files, looks at once whether they are gone, and if not looks
-    again 0.1 seconds later; the tracker needs a fraction of a millisecond.
+    again 0.1 seconds later, ten times; the tracker needs a fraction of a millisecond.
     """
 
     def _clean_temporary_resources(
         self, context_id: str | None = None, force: bool = False, allow_non_empty: bool = False
     ) -> None:
         folder = self._cached_temp_folders.get(context_id)
-        if folder is not None and not force and os.path.exists(folder):
-            files = [os.path.join(folder, name) for name in os.listdir(folder)]
-            for file in files:
-                resource_tracker.maybe_unlink(file, "file")
+        patient = not force and not allow_non_empty
+        if patient and folder is not None and os.path.exists(folder):
+            for name in os.listdir(folder):
+                resource_tracker.maybe_unlink(os.path.join(folder, name), "file")
             pause = 5e-5
-            while pause < 0.1 and (files := [file for file in files if os.path.exists(file)]):
+            while os.listdir(folder):
+                if pause > 0.5:  # a second altogether: a worker keeps one of the arrays
+                    return  # joblib's function for the interpreter's exit is left to do it
                 time.sleep(pause)
                 pause *= 2
-            # A worker keeps what is still there. joblib is going to count one reference less.
-            for file in files:
-                resource_tracker.register(file, "file")
         super()._clean_temporary_resources(context_id, force, allow_non_empty)
