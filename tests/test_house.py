@@ -69,7 +69,7 @@ ROOMS = {
     "loky.backend": {"loky.backend", "loky.cpu", "loky.wire"},
 }
 # Pure data structures: all that the state machine may know of the standard library.
-PLAIN = {"__future__", "collections", "collections.abc", "heapq", "typing"}
+PLAIN = {"__future__", "collections", "collections.abc", "heapq", "math", "typing"}
 STATE_MACHINE = ("deadlines", "intensity", "model", "scheduler", "succession", "waiting")
 
 HEAVY = {

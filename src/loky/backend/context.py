@@ -157,8 +157,6 @@ def get_context(method: str | None = None) -> BaseContext:
             UserWarning,
             stacklevel=2,
         )
-    if method in _OUR_CONTEXTS:  # joblib's copy of loky may have taken the names in multiprocessing
-        return _OUR_CONTEXTS[method]
     try:
         return multiprocessing.get_context(method)
     except ValueError as error:
