@@ -16,6 +16,7 @@ import pytest
 
 import loky
 from loky import ProcessPoolExecutor
+from loky.pool.scheduler import Scheduler
 
 HOME = Path(loky.__file__).parent
 MODULES = sorted(HOME.rglob("*.py"))
@@ -36,6 +37,7 @@ ROOMS = {
         "loky.observe.postmortem",
         "loky.pool",
         "loky.wire",
+        "loky.chunks",
         "loky.errors",
         "loky.future",
         "loky.memory",
@@ -58,6 +60,7 @@ ROOMS = {
         "loky.task_options",
     },
     "loky.task_options": set(),
+    "loky.chunks": {"loky.worker"},
     "loky.errors": {"loky.observe.postmortem"},
     "loky.future": set(),
     "loky.memory": {"loky._memory_linux"},
@@ -160,6 +163,22 @@ def test_the_state_machine_knows_plain_data_structures_only(name: str) -> None:
     allowed = PLAIN | {"loky.task_options", *(f"loky.pool.{part}" for part in STATE_MACHINE)}
     for imported, line in imports_of(HOME / "pool" / f"{name}.py"):
         assert imported in allowed, f"line {line}: {imported}"
+
+
+def test_whatever_the_scheduler_can_be_told_it_is_told_by_the_pool() -> None:
+    """An event that only the simulation reports is a promise that nobody keeps."""
+    told = set()
+    for path in HOME.joinpath("pool").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("scheduler"):
+                told.add(node.attr)
+    events = {
+        name
+        for name, value in vars(Scheduler).items()
+        if not name.startswith("_") and not isinstance(value, property)
+    }
+    assert {"submit", "lost", "start_failed"} <= events
+    assert sorted(events - told) == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

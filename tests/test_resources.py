@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 import worker_tasks
-from rendezvous import PATIENCE, all_ended, ended
+from rendezvous import PATIENCE, all_ended, ended, run_script
 
 from loky import ProcessPoolExecutor, get_reusable_executor
 
@@ -201,3 +201,61 @@ def test_idle_workers_give_their_memory_back() -> None:
     assert all_ended(pids)
     assert executor.submit(worker_tasks.say_hello, 0).result() not in pids
     executor.shutdown()
+
+
+# ---------------------------------------------------------------------- few descriptors
+
+FEW = """
+import os, resource, sys
+limit, workers = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+from loky import ProcessPoolExecutor
+with ProcessPoolExecutor(workers) as executor:
+    futures = [executor.submit(abs, -i) for i in range(10 * workers)]
+    assert [f.result() for f in futures] == list(range(10 * workers))
+    assert 0 < len(executor._pool.pids()) < workers, executor._pool.pids()
+print("complete")
+"""
+
+
+@pytest.mark.parametrize(("limit", "workers"), [(64, 20), (128, 40)])
+def test_a_pool_goes_on_with_as_many_workers_as_there_are_descriptors_for(
+    tmp_path: Path, limit: int, workers: int
+) -> None:
+    done = run_script(tmp_path, FEW, str(limit), str(workers))
+    assert (done.stdout, done.stderr) == ("complete\n", "")
+
+
+NONE_LEFT = """
+import os, resource, subprocess, sys  # of these, none can be imported below
+from loky.pool.launcher_posix import launch
+# Its copies of these descriptors would have numbers above the limit.
+fds = [os.dup(0) for _ in range(20)]
+resource.setrlimit(resource.RLIMIT_NOFILE, (max(fds) - 5, 1000))
+try:
+    launch(None, fds)
+except OSError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_descriptors_above_the_limit_are_said_to_be_too_many(tmp_path: Path) -> None:
+    done = run_script(tmp_path, NONE_LEFT)
+    assert (done.stdout, done.stderr) == ("OSError [Errno 24] Too many open files\n", "")
+
+
+ABOVE = """
+import os, resource
+os.dup2(0, 300, inheritable=True)
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+from loky import ProcessPoolExecutor
+with ProcessPoolExecutor(1) as executor:
+    there = executor.submit(os.listdir, "/proc/self/fd").result()
+print(os.get_inheritable(300), "300" in there)
+"""
+
+
+def test_an_inheritable_descriptor_above_the_limit(tmp_path: Path) -> None:
+    """Workers start, without it, and it stays what it is."""
+    done = run_script(tmp_path, ABOVE)
+    assert (done.stdout, done.stderr) == ("True False\n", "")

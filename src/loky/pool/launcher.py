@@ -117,10 +117,11 @@ def executable() -> str:
     return os.fsdecode(chosen) if chosen else sys.executable
 
 
-def command(worker_fds: list[int]) -> list[str]:
-    """The command line of a worker that inherits these descriptors."""
+def command(worker_fds: list[int], strays: list[int]) -> list[str]:
+    """The command line of a worker that inherits these descriptors, and strays that it closes."""
+    close = "".join(f"import os;os.closerange({fd},{fd + 1});" for fd in strays)
     home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return [executable(), *interpreter_flags(), "-c", BOOT, home, *map(str, worker_fds)]
+    return [executable(), *interpreter_flags(), "-c", close + BOOT, home, *map(str, worker_fds)]
 
 
 def launch(

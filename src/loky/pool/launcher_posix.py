@@ -5,10 +5,11 @@
 - No preexec hook, so the parent's threads do not matter; an empty signal mask, so a parent that
   starts a pool with signals blocked has workers that can be ended.
 - All of Python's descriptors are close-on-exec. The inherited ones are duplicated by the spawn
-  itself, to numbers above every source, so nothing leaks into processes that other threads start
-  meanwhile, and no duplicate overwrites a source. What others made inheritable (compiled code, or
-  whoever started this process) is closed: a worker that held the end of a pipe would keep its
-  reader waiting.
+  itself, to the lowest numbers that are no source's, so nothing leaks into processes that other
+  threads start meanwhile, no duplicate overwrites a source, and none has to go above the limit.
+  What others made inheritable (compiled code, or whoever started this process) is closed: a worker
+  that held the end of a pipe would keep its reader waiting. The spawn refuses to name one above the
+  limit (it was opened before that was lowered): the worker closes such a one itself, first of all.
 - Descriptor 0 is /dev/null, as multiprocessing has it; 1 and 2 are what the caller says, or the
   parent's, or /dev/null if it has none: otherwise the worker's next file would take their numbers,
   and prints would go there.
@@ -21,6 +22,8 @@ from __future__ import annotations
 
 import os
 import signal
+from errno import EBADF, EMFILE
+from itertools import count
 from typing import Any
 
 from . import launcher
@@ -124,33 +127,44 @@ def launch(
     env: dict[str, str] | None, fds: list[int], stdout: int = -1, stderr: int = -1
 ) -> Process:
     """See `launcher.launch`."""
-    above = max([2, *fds, stdout, stderr]) + 1
-    # First of all: later, their numbers may be those of duplicates.
-    actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _left_inheritable()]
+    limit = os.sysconf("SC_OPEN_MAX")  # the soft one, as it is now
+    actions: list[tuple[Any, ...]] = []
+    beyond = []
+    for fd in _left_inheritable():
+        if fd < limit or limit < 0:
+            # First of all: later, their numbers may be those of duplicates.
+            actions.append((os.POSIX_SPAWN_CLOSE, fd))
+        else:
+            beyond.append(fd)
+    free = (number for number in count(3) if number not in (*fds, stdout, stderr))
     numbers = []
     for fd in fds:
         if fd < 0:
             numbers.append(-1)
         else:
-            actions.append((os.POSIX_SPAWN_DUP2, fd, above))
-            numbers.append(above)
-            above += 1
+            numbers.append(next(free))
+            actions.append((os.POSIX_SPAWN_DUP2, fd, numbers[-1]))
     actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))
     for fd, ours in ((1, stdout), (2, stderr)):
         if ours >= 0:
             actions.append((os.POSIX_SPAWN_DUP2, ours, fd))
         elif not _inherited(fd):
             actions.append((os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_WRONLY, 0))
-    argv = launcher.command(numbers)
-    pid = os.posix_spawn(
-        argv[0],
-        argv,
-        os.environ if env is None else env,
-        file_actions=actions,
-        setsid=True,
-        setsigmask=(),
-        setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD),
-    )
+    argv = launcher.command(numbers, beyond)
+    try:
+        pid = os.posix_spawn(
+            argv[0],
+            argv,
+            os.environ if env is None else env,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGCHLD),
+        )
+    except OSError as error:
+        if error.errno == EBADF and 0 <= limit <= max(numbers):  # what the kernel says of these
+            raise OSError(EMFILE, os.strerror(EMFILE)) from error
+        raise
     return PosixProcess(pid)
 
 
