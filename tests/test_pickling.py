@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import operator
 import os
 import pickle
@@ -51,6 +52,7 @@ from loky import (
     TaskUnpicklingError,
     TerminatedWorkerError,
 )
+from loky.wire import pickling
 from loky.wire.protocol import INLINE_LIMIT
 
 LOCK = threading.Lock()
@@ -147,6 +149,77 @@ def test_objects_that_do_not_answer_questions(pool: ProcessPoolExecutor, how: st
     assert type(error) is TaskPicklingError and "never" in str(error)
     error = amid_others(pool, make_rude, how)
     assert not isinstance(error, BrokenProcessPool) and "never" in str(error)
+
+
+class AnswersAll:
+    """Has every attribute that is asked for, and so do they; cannot be pickled."""
+
+    def __init__(self, name: Any) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__qualname__":
+            if isinstance(self._name, Exception):
+                raise self._name
+            return self._name
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return AnswersAll(self._name)
+
+    def __call__(self) -> None:
+        raise AssertionError("never called")
+
+    def __reduce__(self) -> Any:
+        raise TypeError("not this one")
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("name", [AttributeError(), ZeroDivisionError("no name"), 7], ids=repr)
+def test_a_function_that_answers_every_question(pool: ProcessPoolExecutor, name: Any) -> None:
+    for function in AnswersAll(name), functools.partial(AnswersAll(name)):
+        error = amid_others(pool, function)
+        assert isinstance(error, TaskPicklingError)
+        assert "workers: AnswersAll, function" in str(error)
+        assert "TypeError: not this one" in str(error)
+
+
+def test_a_module_that_runs_code_when_it_is_asked_for_a_name(
+    pool: ProcessPoolExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "asks.py").write_text(
+        "def __getattr__(name):\n"
+        "    raise KeyError(name)\n"
+        "def make():\n"
+        "    def double(x): return x * 2\n"
+        "    double.__qualname__ = 'double'\n"
+        "    return double\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    asks = importlib.import_module("asks")
+    function = asks.make()
+    # From this thread, which feeds an idle worker itself, and by the leader.
+    futures = [pool.submit(function, i) for i in range(50)]
+    ends = [future.exception() for future in futures]
+    assert all(end is None or isinstance(end, TaskPicklingError) for end in ends)
+    assert not pickling.is_importable(function)
+    function.__module__ = ["asks"]
+    assert not pickling.is_importable(function)
+
+
+def test_an_argument_that_another_thread_changes_meanwhile(
+    pool: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look at it fails; what is pickled then is what is there then."""
+
+    def is_plain(value: Any) -> bool:
+        if numbers in value:
+            raise RuntimeError("Set changed size during iteration")
+        return True
+
+    numbers = {1, 2}
+    monkeypatch.setattr(pickling, "is_plain", is_plain)
+    futures = [pool.submit(len, numbers) for _ in range(5)]
+    assert [future.result() for future in futures] == [2] * 5
 
 
 def test_a_task_too_deep_to_be_pickled(pool: ProcessPoolExecutor) -> None:

@@ -9,7 +9,7 @@ Guarantees:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..wire.pickling import is_plain
@@ -22,7 +22,9 @@ _LONGEST_TEXT = 300
 _SIMPLE = frozenset({type(None), bool, int, float, complex})
 _STRINGS = frozenset({str, bytes})
 _SIZED = frozenset({str, bytes, bytearray, list, tuple, dict, set, frozenset})
-_type_name = type.__dict__["__qualname__"].__get__  # whatever a metaclass may say
+type_name: Callable[[type], str] = type.__dict__[
+    "__qualname__"
+].__get__  # whatever a metaclass may say
 
 
 class _Type(str):
@@ -48,7 +50,7 @@ def _sketch(value: Any) -> Any:
     kind = type(value)
     if kind in _SIMPLE or (kind in _STRINGS and len(value) <= _LONGEST_STRING):
         return value
-    name = _type_name(kind)
+    name = type_name(kind)
     return _Type(f"{name} of {len(value)}" if kind in _SIZED else name)
 
 

@@ -9,10 +9,12 @@ what happened, and what can be done about it.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from .. import memory
-from ..observe.arguments import sketch
+from ..chunks import ForEach
+from ..observe.arguments import sketch, type_name
 from ..task_options import MEMORY, TIMEOUT
 from ..wire import pickling, protocol
 from ..wire.channel import Channel, make_payload
@@ -85,14 +87,33 @@ class InitFailed:
 
 
 def name_of(fn: Any) -> str:
-    """A task's name for people: the function's qualified name, with its module."""
-    while hasattr(fn, "func") and not hasattr(fn, "__qualname__"):  # functools.partial
+    """A task's name for people: the function's qualified name, with its module.
+
+    Never fails. What wraps a function is recognized by its type: some objects, mocks for instance,
+    have a `func` as they have every attribute, and so has that one, without an end.
+    """
+    name = _text_in(fn, "__qualname__")
+    for _ in range(_MOST_WRAPPERS):
+        if name is not None or not issubclass(type(fn), _WRAPPERS):
+            break
         fn = fn.func
-    name = getattr(fn, "__qualname__", None)
-    if not isinstance(name, str):
-        return type(fn).__qualname__
-    module = getattr(fn, "__module__", None)
+        name = _text_in(fn, "__qualname__")
+    if name is None:
+        return type_name(type(fn))
+    module = _text_in(fn, "__module__")
     return name if module in (None, "__main__", "builtins") else f"{module}.{name}"
+
+
+_WRAPPERS = (partial, ForEach)
+_MOST_WRAPPERS = 8
+
+
+def _text_in(value: Any, attribute: str) -> str | None:
+    try:
+        text = getattr(value, attribute, None)
+    except Exception:  # the user's objects may raise anything
+        return None
+    return text if type(text) is str else None
 
 
 def name_of_task(task: Task) -> str:
@@ -106,13 +127,15 @@ def name_of_task(task: Task) -> str:
 
 def encode_plain(task: Task) -> bool:
     """Pickle the task if that runs no code of the user's; whether it did."""
-    if not (pickling.is_importable(task.fn) and pickling.is_plain(task.args)):
-        return False
-    if task.kwargs and not pickling.is_plain(task.kwargs):
-        return False
     try:
+        if not (pickling.is_importable(task.fn) and pickling.is_plain(task.args)):
+            return False
+        if task.kwargs and not pickling.is_plain(task.kwargs):
+            return False
         data = pickling.dumps_plain((task.fn, task.args, task.kwargs))
-    except Exception:  # its module was reloaded, say: let cloudpickle decide
+    except Exception:
+        # Its module was reloaded, say, or another thread changes a set meanwhile: let cloudpickle
+        # decide, whose failure is that of this task.
         return False
     if len(data) > protocol.INLINE_LIMIT:
         return False  # writing a large one takes long: not while others wait for the watch

@@ -83,18 +83,26 @@ _importable: dict[int, object] = {}
 
 
 def is_importable(fn: object) -> bool:
-    """Whether a worker finds this very function by its module and name."""
+    """Whether a worker finds this very function by its module and name.
+
+    Asks no module for an attribute, but looks into its namespace: a module may have a
+    `__getattr__`, which is code of the user's.
+    """
     if _importable.get(id(fn)) is fn:
         return True
     if type(fn) not in _FUNCTIONS:
         return False
-    module = sys.modules.get(getattr(fn, "__module__", None) or "")
-    if module is None or module.__name__ == "__main__" or not hasattr(module, "__file__"):
-        if getattr(fn, "__module__", None) not in sys.builtin_module_names:
-            return False
-    if getattr(module, fn.__name__, None) is not fn:  # type: ignore[attr-defined]
+    name, home = fn.__name__, fn.__module__  # type: ignore[attr-defined]
+    if type(home) is not str or fn.__qualname__ != name:  # type: ignore[attr-defined]
         return False
-    if _by_value(fn.__module__):
+    module = sys.modules.get(home)
+    if not issubclass(type(module), _Module):
+        return False
+    namespace: dict[str, Any] = _namespace_of(module)
+    if namespace.get("__name__") == "__main__" or "__file__" not in namespace:
+        if home not in sys.builtin_module_names:
+            return False
+    if namespace.get(name) is not fn or _by_value(home):
         return False
     if len(_importable) < 1000:  # keeps the function alive, so its id stays its own
         _importable[id(fn)] = fn
@@ -102,6 +110,9 @@ def is_importable(fn: object) -> bool:
 
 
 _FUNCTIONS = frozenset({type(is_plain), type(len)})
+_Module = type(sys)
+# Whatever a subclass may say.
+_namespace_of: Callable[[Any], dict[str, Any]] = vars(_Module)["__dict__"].__get__
 
 
 def _by_value(module: str) -> bool:
