@@ -752,25 +752,48 @@ def test_ctrl_c_gives_one_traceback_and_leaves_no_worker(
     assert all_ended(pids)
 
 
-def test_ctrl_c_while_the_interpreter_ends(tmp_path: Path, gate: Gate) -> None:
-    code = """
-import threading
+LEAVING = """
+import atexit, threading, time
+from loky.pool import lifetime
+atexit.register(print, "registered first")
 executor = ProcessPoolExecutor(2)
 futures = [executor.submit(pass_through, gate) for _ in range(9)]
-threading._register_atexit(announce, gate)  # called just before the pool's
+
+def look():
+    "The main thread completes what is pending."
+    while not lifetime.interpreter_is_leaving:
+        time.sleep(0.001)
+    announce(gate)
+
+threading.Thread(target=look, daemon=True).start()
+atexit.register(print, "registered last")
 """
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(5)", "raise ValueError('mine')"])
+def test_ctrl_c_while_the_interpreter_completes_pending_work(
+    tmp_path: Path, gate: Gate, end: str
+) -> None:
+    """One traceback, death by SIGINT, no worker left; other exit functions are called."""
     parent = subprocess.Popen(
-        command(tmp_path, INTERRUPTED + code, gate.path), stderr=subprocess.PIPE, text=True
+        command(tmp_path, INTERRUPTED + LEAVING + end, gate.path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         pids = gate.arrivals(3)
         parent.send_signal(signal.SIGINT)
-        _, stderr = parent.communicate(timeout=PATIENCE)
+        stdout, stderr = parent.communicate(timeout=PATIENCE)
     finally:
         parent.kill()
         parent.wait()
     assert all_ended(pids)
-    assert stderr.count("Traceback (most recent call last)") <= 1, stderr
+    assert parent.returncode == -signal.SIGINT
+    assert stdout == "registered last\nregistered first\n"
+    assert stderr.count("KeyboardInterrupt") == 1
+    assert stderr.rstrip().endswith("KeyboardInterrupt")
+    assert stderr.count("Traceback (most recent call last)") == (2 if "mine" in end else 1), stderr
 
 
 NOTEBOOK = """

@@ -2,7 +2,8 @@
 
 - In the child of a fork, pools belong to the parent: they are closed and abandoned.
 - At exit, pending work is completed, as the standard library promises, unless the interpreter is
-  leaving because of a KeyboardInterrupt: then it is quick.
+  leaving because of a KeyboardInterrupt: then it is quick. An interrupt meanwhile ends the work
+  and the process, in the way of every Python program: one traceback, and death by SIGINT.
 
 What does not belong here: how a pool does that. It has three methods, see `Pool`.
 """
@@ -54,18 +55,52 @@ def _leaving_by_interrupt() -> bool:
 
 def _at_exit() -> None:
     global interpreter_is_leaving
-    interpreter_is_leaving = True
     pools = list(_pools)
     kill = _leaving_by_interrupt()
+    try:
+        interpreter_is_leaving = True
+        _close(pools, kill=kill)
+    except KeyboardInterrupt as error:
+        if not kill:  # else it was told already, and the interpreter ends itself
+            _end_by_interrupt(error)
+        _close(pools, kill=True)
+
+
+def _close(pools: list[Pool], *, kill: bool) -> None:
     for pool in pools:
         pool.shutdown(kill=kill)
     for pool in pools:
+        pool.wait_closed()
+
+
+def _end_by_interrupt(error: KeyboardInterrupt) -> None:
+    """Tell of the interrupt as if it had struck the main program, and end as that would have.
+
+    Whatever is raised here would be ignored by the interpreter, and its exit status be the one that
+    it had before. It ends itself after the other exit functions, which its end must not skip.
+    """
+    import atexit
+
+    atexit.register(_die, [])
+    sys.excepthook(type(error), error, error.__traceback__)
+
+
+def _die(calls: list[None]) -> None:
+    import atexit
+    import signal
+
+    if calls:
+        return
+    calls.append(None)
+    atexit._run_exitfuncs()  # all but this one, which was registered last and so is called first
+    for stream in (sys.stdout, sys.stderr):
         try:
-            pool.wait_closed()
-        except KeyboardInterrupt:
-            for other in pools:
-                other.shutdown(kill=True)
-            pool.wait_closed()
+            stream.flush()
+        except Exception:  # there is none, or it is closed
+            pass
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+    os._exit(130)  # it is blocked: what a shell would call it
 
 
 if hasattr(os, "register_at_fork"):
