@@ -1018,3 +1018,40 @@ def test_a_folder_whose_modules_shadow_the_standard_library(tmp_path: Path) -> N
     (tmp_path / "folder").mkdir()
     done = run_script(tmp_path, ODD + CHANGED_FOLDER, str(tmp_path / "folder"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+FORK_WHILE_IMPORTING = """
+import os, signal, sys, threading
+import loky
+from loky import ProcessPoolExecutor
+
+loky.__path__.append(sys.argv[1])
+loky.begun, loky.go_on = threading.Event(), threading.Event()
+
+with ProcessPoolExecutor(1) as executor:
+    executor.submit(abs, -1).result()
+    threading.Thread(target=__import__, args=["loky.slow_to_import"]).start()
+    loky.begun.wait()
+    # Of several such functions, the last registered is called first.
+    os.register_at_fork(before=loky.go_on.set)
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(10)
+        import loky.slow_to_import
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1])
+"""
+
+SLOW_TO_IMPORT = """
+import loky, time
+loky.begun.set()
+loky.go_on.wait()
+time.sleep(0.3)  # a fork that does not wait for this comes before its end
+"""
+
+
+def test_a_fork_waits_for_imports_of_other_threads(tmp_path: Path) -> None:
+    """Whoever imports that in the child would wait for ever."""
+    (tmp_path / "slow_to_import.py").write_text(SLOW_TO_IMPORT)
+    done = run_script(tmp_path, FORK_WHILE_IMPORTING, str(tmp_path))
+    assert done.stdout == "0\n", done.stderr

@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from pool_tasks import (
     set_variable,
     write_line,
 )
-from rendezvous import Gate, all_ended, ended, run_script
+from rendezvous import PATIENCE, Gate, all_ended, ended, run_script
 
 import loky
 from loky import ProcessPoolExecutor, ShutdownExecutorError, TerminatedWorkerError
@@ -709,3 +711,27 @@ def test_paths_added_after_the_start_reach_the_workers(
     assert list(pool.map(lambda _: __import__("added_after_the_start").answer(), range(4))) == (
         [42] * 4
     )
+
+
+# ---------------------------------------------------------------------- in odd surroundings
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "multiprocessing.context",
+        "multiprocessing.process",
+        "multiprocessing.reduction",
+        "multiprocessing.spawn",
+        "multiprocessing.util",
+        "socket",
+    ],
+)
+def test_a_module_that_another_thread_is_importing(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    spec = ModuleSpec(name, None)
+    spec._initializing = True  # type: ignore[attr-defined]  # as the import system has it
+    monkeypatch.setitem(sys.modules, name, module_from_spec(spec))
+    with ProcessPoolExecutor(1) as executor:
+        assert executor.submit(lambda: 1).result(PATIENCE) == 1

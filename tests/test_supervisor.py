@@ -21,7 +21,14 @@ import pytest
 import worker_tasks
 from rendezvous import PATIENCE
 
-from loky import CancelledError, Future, ProcessPoolExecutor, TerminatedWorkerError
+from loky import (
+    BrokenProcessPool,
+    CancelledError,
+    Future,
+    ProcessPoolExecutor,
+    TerminatedWorkerError,
+)
+from loky.pool.port import Port
 
 EFFORT = float(os.environ.get("LOKY_TEST_EFFORT", "1"))
 
@@ -209,3 +216,27 @@ def test_everything_at_once(rounds: int, options: dict[str, Any]) -> None:
             mix.thread.join()
     assert [mix.wrong for mix in mixes] == [[], [], []]
     assert executor._pool.broken is None
+
+
+# ---------------------------------------------------------------------- bugs of our own
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_internal_error_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted = threading.Event()
+
+    def fail(port: Port) -> None:
+        assert submitted.wait(PATIENCE)
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Port, "start", fail)
+    executor = ProcessPoolExecutor(2)
+    # The first ones are assigned to workers that are just being started.
+    futures = [executor.submit(abs, n) for n in range(5)]
+    submitted.set()
+    for future in futures:
+        with pytest.raises(BrokenProcessPool, match=r"internal error.*a bug"):
+            future.result(PATIENCE)
+    with pytest.raises(BrokenProcessPool, match="internal error"):
+        executor.submit(abs, 1)
+    executor.shutdown()

@@ -17,6 +17,8 @@ import os
 import sys
 from typing import Any, Protocol
 
+from ..wire.imported import imported
+
 # Executed by `python -c`. The package comes from the folder that the parent's came from, so that
 # both sides run the same code; everything else goes by the worker's own sys.path. A module of the
 # current folder that shadows the standard library must not be met on the way: "" is taken out.
@@ -112,7 +114,7 @@ def interpreter_flags() -> list[str]:
 
 def executable() -> str:
     """The interpreter for workers: `multiprocessing.set_executable`'s if the user chose one."""
-    spawn = sys.modules.get("multiprocessing.spawn")
+    spawn = imported("multiprocessing.spawn")
     chosen = spawn.get_executable() if spawn is not None else None
     return os.fsdecode(chosen) if chosen else sys.executable
 

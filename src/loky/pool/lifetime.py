@@ -1,5 +1,6 @@
 """What happens to every pool of this process when it forks, and when the interpreter leaves.
 
+- No fork while another thread imports what the child will need.
 - In the child of a fork, pools belong to the parent: they are closed and abandoned.
 - At exit, pending work is completed, as the standard library promises, unless the interpreter is
   leaving because of a KeyboardInterrupt: then it is quick. An interrupt meanwhile ends the work
@@ -15,6 +16,8 @@ import sys
 import threading
 import weakref
 from typing import Protocol
+
+from ..wire.imported import is_being_imported
 
 interpreter_is_leaving = False
 
@@ -38,6 +41,24 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 def register(pool: Pool) -> None:
     """Have this pool taken care of as long as it lives."""
     _pools.add(pool)
+
+
+def _before_fork() -> None:
+    """Let imports of other threads come to their end.
+
+    The child has a module's lock, but not the thread that would release it: whoever imports it
+    there waits for ever. Only imports that depend on nothing but files are waited for: ours, and
+    the standard library's.
+    """
+    if not _pools:
+        return
+    for name, module in list(sys.modules.items()):
+        top = name.partition(".")[0]
+        if is_being_imported(module) and (top == "loky" or top in sys.stdlib_module_names):
+            try:
+                __import__(name)
+            except Exception:  # it is that thread's to report
+                pass
 
 
 def _in_child() -> None:
@@ -104,7 +125,7 @@ def _die(calls: list[None]) -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_in_child)
 if hasattr(threading, "_register_atexit"):
     # Before the interpreter waits for threads, which is before `atexit`.
     threading._register_atexit(_at_exit)

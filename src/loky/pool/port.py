@@ -14,6 +14,7 @@ from .. import nesting
 from ..options import PoolOptions
 from ..wire import inheritance, picklers, pickling, protocol
 from ..wire.channel import anonymous_file, open_channel
+from ..wire.imported import imported
 from .launcher import Process, launch, lifeline
 from .model import Task, Worker
 from .outcome import Excess
@@ -52,7 +53,7 @@ class WorkerSettings:
     def refresh(self) -> int:
         """Look for news that workers have to be told; the number of the present version."""
         if self.has_news():
-            process = sys.modules.get("multiprocessing.process")
+            process = imported("multiprocessing.process")
             self._path = list(sys.path)
             if process is not None:
                 self._authkey = bytes(process.current_process().authkey)
@@ -75,7 +76,11 @@ class WorkerSettings:
         return (
             sys.path != self._path
             or picklers.generation != self._generation
-            or (self._authkey is None and "multiprocessing.process" in sys.modules)
+            or (
+                self._authkey is None
+                and "multiprocessing.process" in sys.modules
+                and imported("multiprocessing.process") is not None
+            )
             or (self._levels is not None and self._levels.changed())
         )
 
@@ -89,10 +94,10 @@ class WorkerSettings:
         """The settings of one new worker; what it has to know to relay what it says."""
         self.refresh()
         self._number += 1
-        process = sys.modules.get("multiprocessing.process")
-        context: Any = sys.modules.get("multiprocessing.context")
+        process = imported("multiprocessing.process")
+        context: Any = imported("multiprocessing.context")
         method = context and context._default_context.get_start_method(allow_none=True)
-        util: Any = sys.modules.get("multiprocessing.util")
+        util: Any = imported("multiprocessing.util")
         logger = util and util._logger
         return pickling.dumps_plain(
             {

@@ -726,9 +726,11 @@ class Supervisor:
         try:
             port = Port(worker, self.settings)
             port.start()
-        except OSError as error:
+        except BaseException as error:
             if port is not None:
                 port.close()
+            if not isinstance(error, OSError):
+                raise
             self.scheduler.start_failed(worker, now, outcome.Death(error, ""))
             return
         worker.port = port
@@ -878,15 +880,20 @@ class Supervisor:
         """Something here is wrong: settle what can be settled rather than let anybody wait."""
         self.scheduler.broken = Broken(f"internal error: {error!r}", error)
         self.state = CLOSED
-        tasks = [event for event in self._inbox if type(event) is Task]
-        tasks += self.scheduler.waiting
+        self._asleep = False  # from now on, `submit` refuses
+        self._lending.withdraw()
         for port in list(self._ports.values()):
-            tasks += port.worker.line
             if port.process is not None:
                 port.process.kill()
+            port.close()
         if self._relay is not None:
             self._relay.let_go()
         self._telling.tell_all()
+        tasks = list(self.scheduler.waiting)
+        for event in list(self._inbox):  # tasks, or what is to be done about one
+            tasks += filter(_is_task, event if type(event) is tuple else (event,))
+        for worker in list(self.scheduler.workers.values()):
+            tasks += worker.line  # also of those that have no process yet
         for task in tasks:
             outcome.settle(task, self.scheduler.broken)
         self._tell()
@@ -905,3 +912,7 @@ class Supervisor:
             self._relay.close()
         if self._poller is not None:
             self._poller.abandon()
+
+
+def _is_task(part: Any) -> bool:
+    return type(part) is Task

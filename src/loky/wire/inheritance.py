@@ -12,7 +12,6 @@ nothing can need this.
 from __future__ import annotations
 
 import os
-import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +59,9 @@ class collecting:
         self._context: Any = None
 
     def __enter__(self) -> None:
-        self._context = sys.modules.get("multiprocessing.context")
+        from .imported import imported
+
+        self._context = imported("multiprocessing.context")
         if self._context is not None:
             self._context.set_spawning_popen(self._collector)
 

@@ -264,11 +264,13 @@ def _make_table(
 
 def _multiprocessing_reducers() -> dict[type, Reducer]:
     """What multiprocessing can send: connections, sockets and, while a process starts, arrays."""
+    from .imported import imported
+
     found: dict[type, Reducer] = {}
-    socket = sys.modules.get("socket")
-    if socket is not None and hasattr(socket, "socket"):
+    socket = imported("socket")
+    if socket is not None:
         found[socket.socket] = _reduce_socket
-    reduction = sys.modules.get("multiprocessing.reduction")
+    reduction = imported("multiprocessing.reduction")
     if reduction is not None:
         # Only these: what multiprocessing or other packages register there besides is either done
         # better by cloudpickle, or (tensors) for processes that share more than ours do.
