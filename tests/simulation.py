@@ -87,6 +87,7 @@ class World:
         self.taken: set[Task] = set()  # sending it has begun at least once
         self.reads: dict[Task, int] = {}
         self.settled: dict[Task, Any] = {}
+        self.recycled: dict[str, int] = {}  # workers that were asked to leave for good, by cause
         # Workers that a submitter has taken; its task, and whether it has sent it. Its note to the
         # parent is still to come, maybe after the worker's reply.
         self.lent: dict[Worker, tuple[Task, bool]] = {}
@@ -214,6 +215,8 @@ class World:
         elif what == RETIRE:
             assert not (worker.line or worker.lent), "asked to leave with work to do"
             self.processes[worker].inbox.append(EXIT)
+            if worker.cause is not None:
+                self.recycled[worker.cause] = self.recycled.get(worker.cause, 0) + 1
         elif what == STOP:
             assert worker.doomed is decision[2]
             assert decision[2].stop_wanted

@@ -142,7 +142,7 @@ def test_a_leaking_worker_is_replaced_by_one_that_is_ready(
         while len(set(pids)) == 1:  # it goes on until its heir is ready
             pids += pids_of(executor, keep, MB, 1)
             assert len(pids) < 5000
-        assert executor._pool.scheduler.recycled == {"memory_leak": 1}
+    assert executor.stats().ended == {"memory_leak": 1, "shutdown": 1}
     assert not recwarn, "that is no reason for a warning"
 
 
@@ -154,7 +154,7 @@ def test_garbage_is_no_leak() -> None:
         initializer=look_often,
     ) as executor:
         assert len(set(pids_of(executor, keep_cycle, MB, 100))) == 1
-        assert not executor._pool.scheduler.recycled
+    assert executor.stats().ended == {"shutdown": 1}
 
 
 @pytest.mark.usefixtures("no_leftovers")
@@ -167,7 +167,7 @@ def test_a_worker_above_the_soft_limit_is_replaced() -> None:
             pids.append(executor.submit(os.getpid).result())
             assert len(pids) < 5000
         assert executor.submit(hoard, 100 * MB).result() == 100 * MB, "what is given back is fine"
-        assert executor._pool.scheduler.recycled == {"recycle_memory_per_worker": 1}
+    assert executor.stats().ended == {"recycle_memory_per_worker": 1, "shutdown": 1}
 
 
 @pytest.mark.usefixtures("no_leftovers")

@@ -161,7 +161,7 @@ def test_a_worker_that_takes_memory_while_idle_is_replaced(
         assert idle not in executor._pool.pids()
         gate.open()
         assert held.result() is None
-        assert executor._pool.scheduler.recycled == {"max_memory_per_worker": 1}
+    assert executor.stats().ended == {"max_memory_per_worker": 1, "shutdown": 2}
 
 
 # All workers -------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_at_the_brink_the_youngest_that_can_be_retried_goes(
             assert [future.result() for future in futures] == pids
         else:
             error = futures[victim].exception()
-            assert type(error) is TaskMemoryError
+            assert type(error) is TaskMemoryError and error.post_mortem is not None
             assert error.pid == pids[victim] and error.limit == 1000 * MB
             assert "memory was about to run out" in str(error)
             looks.wait()

@@ -993,7 +993,7 @@ def test_a_recycled_worker_goes_on_until_its_heir_is_ready() -> None:
     assert worker.state == RETIRING
     (task,) = world.submit()
     assert task.worker is heir
-    assert world.scheduler.recycled == {"memory": 1}
+    assert world.recycled == {"memory": 1}
     world.finish()
     assert set(world.settled.values()) == {"result"}
 
@@ -1025,7 +1025,7 @@ def test_recycling_counts_once_and_needs_one_heir() -> None:
     get_ready(world, heir_of(worker))
     world.recycle(worker)
     world.finish()
-    assert world.scheduler.recycled == {"memory": 1}
+    assert world.recycled == {"memory": 1}
 
 
 def test_the_last_allowed_task_leaves_a_warm_place() -> None:
@@ -1044,7 +1044,7 @@ def test_the_last_allowed_task_leaves_a_warm_place() -> None:
         for gone in [w for w, process in world.processes.items() if process.can_read]:
             world.read(gone)
             world.reap(gone)
-    assert world.scheduler.recycled == {"tasks": 3}
+    assert world.recycled == {"max_tasks_per_child": 3}
     world.finish()
 
 
@@ -1095,7 +1095,7 @@ def test_an_idle_pool_of_workers_for_one_task_each_comes_to_rest() -> None:
     world.settle_down()
     assert len(world.processes) == 4, "two workers and a spare for each"
     assert world.scheduler.deadline() is None
-    assert sum(world.scheduler.recycled.values()) == 2
+    assert sum(world.recycled.values()) == 2
     world.finish()
 
 
@@ -1136,7 +1136,7 @@ def test_an_heir_for_which_there_is_no_process_has_its_elder_leave_first() -> No
     (task,) = world.submit()
     world.finish()
     assert world.settled[task] == "result"
-    assert world.scheduler.recycled == {"memory": 1}
+    assert world.recycled == {"memory": 1}
 
 
 @pytest.mark.parametrize("ready", [True, False], ids=["ready", "starting"])
@@ -1179,7 +1179,7 @@ def test_workers_that_leave_for_want_of_work_take_their_heirs_along() -> None:
     world.settle_down()
     assert not world.processes
     assert world.scheduler.deadline() is None
-    assert not world.scheduler.recycled
+    assert not world.recycled
     world.finish()
 
 

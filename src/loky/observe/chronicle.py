@@ -17,7 +17,7 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from ..pool.model import RETIRING, STARTING
+from ..pool.model import MAX_TASKS, RETIRING, STARTING
 from . import events
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 # Why workers end. The first three by themselves, the next three were stopped because of their task.
 CRASH, CRASH_IDLE, CRASH_STARTING = "crash", "crash_idle", "crash_starting"
 CANCEL, TIMEOUT, MEMORY = "cancel", "timeout", "memory"
-MAX_TASKS = "max_tasks_per_child"
 NOT_NEEDED, SHUTDOWN, BROKEN = "not_needed", "shutdown", "broken"
 # These cost the pool a worker that it has no use for any more; all others are replaced.
 WITHOUT_REPLACEMENT = frozenset({NOT_NEEDED, SHUTDOWN, BROKEN})
@@ -124,7 +123,7 @@ class Chronicle:
         self.bytes_received += port.bytes_received
         level = events.DEBUG if cause in _ORDINARY else events.INFO
         if events.is_wanted(level):
-            name = "worker recycled" if cause == MAX_TASKS else "worker ended"
+            name = "worker recycled" if cause == worker.cause else "worker ended"
             text = "worker %d has ended (%s): %s"
             self._tell(level, name, text, _pid(port), exit, cause, reason=cause, exitcode=exit.code)
 
@@ -133,12 +132,14 @@ class Chronicle:
             return worker.doomed.stop_wanted or CANCEL
         if worker.state == STARTING:
             return CRASH_STARTING
+        if worker.quits and worker.cause is not None:
+            return worker.cause
         if worker.state != RETIRING:
             return CRASH if worker.line else CRASH_IDLE
         if self._scheduler.broken is not None:
             return BROKEN
-        if not worker.budget:
-            return MAX_TASKS
+        if worker.cause is not None:
+            return worker.cause
         return SHUTDOWN if self._scheduler.closing else NOT_NEEDED
 
     # ------------------------------------------------------------------ the pool

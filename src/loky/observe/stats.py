@@ -78,8 +78,10 @@ class Stats:
     ended : dict of str to int
         Worker processes that have ended, by cause: ``"crash"`` while running a task,
         ``"crash_idle"``, ``"crash_starting"``; stopped because of their task: ``"cancel"``,
-        ``"timeout"``, ``"memory"``; ``"max_tasks_per_child"``; ``"not_needed"`` (idle for too long,
-        or the pool was made smaller), ``"shutdown"``, ``"broken"``.
+        ``"timeout"``, ``"memory"``; replaced: ``"max_tasks_per_child"``, for the memory they used
+        ``"memory_leak"``, ``"recycle_memory_per_worker"``, ``"max_memory_per_worker"``,
+        ``"memory_limit"``; ``"not_needed"`` (idle for too long, or the pool was made smaller),
+        ``"shutdown"``, ``"broken"``.
     busy_seconds, worker_seconds : float
         How long all workers have been running tasks, and how long they have existed. Two looks
         at these tell of the time between.

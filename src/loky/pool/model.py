@@ -31,6 +31,9 @@ START, SEND, RECALL, RETIRE, KILL, SETTLE, STOP = range(7)
 # to say whether it was the last, see `Scheduler.hold`.
 PENDING, ASSIGNED, DONE, NEW, DELAYED, HELD = range(6)
 
+# Why a worker leaves for good, if not for the memory that it uses.
+MAX_TASKS = "max_tasks_per_child"
+
 # Why a running task is stopped; the causes that tasks can be retried for are `task_options`'.
 CANCEL = "cancel"
 
@@ -185,7 +188,7 @@ class Worker:
         self.tasks_done = 0  # for people, as is the next
         self.busy_seconds = 0.0  # with tasks, until it was last without
         self.busy_since = now
-        self.cause: str | None = None  # why it has to leave for good
+        self.cause: str | None = None  # why it has to leave for good: the name of an option
         self.quits = False  # it leaves by itself, and has read nothing that is in its line
         self.heir: Worker | None = None  # see `succession`
         self.elder: Worker | None = None

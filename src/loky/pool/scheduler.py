@@ -47,6 +47,7 @@ from .model import (
     GONE,
     HELD,
     KILL,
+    MAX_TASKS,
     PENDING,
     READY,
     RECALL,
@@ -169,11 +170,6 @@ class Scheduler:
     def window(self) -> int:
         """How many tasks a ready worker may hold, the running one included."""
         return self._window
-
-    @property
-    def recycled(self) -> dict[str, int]:
-        """How many workers have left for good, by cause."""
-        return self._succession.recycled
 
     def deadline(self) -> float | None:
         """When `tick` should be called at the latest, on the clock of the `now` arguments."""
@@ -790,7 +786,8 @@ class Scheduler:
 
     def _retire(self, worker: Worker) -> None:
         self._unlive(worker, RETIRING)
-        self._succession.left(worker)
+        if worker.cause is None and not worker.budget:
+            worker.cause = MAX_TASKS
         self.decisions.append((RETIRE, worker))
 
     def _let_go(self, worker: Worker) -> None:

@@ -35,14 +35,11 @@ class Succession:
         Workers that need an heir and have none, in the order in which they came to need one.
     spares : int
         How many heirs wait for their elders to go.
-    recycled : dict of str to int
-        How many workers have left for good, by cause.
     """
 
     def __init__(self) -> None:
         self.wanted: dict[Worker, None] = {}
         self.spares = 0
-        self.recycled: dict[str, int] = {}
 
     def adopt(self, elder: Worker, heir: Worker) -> None:
         """This worker, which is about to start, is to take the other's place."""
@@ -70,10 +67,3 @@ class Succession:
         if tasks <= 1 or duration is None or usual_start is None:
             return tasks <= 1  # one ahead at least: it may be submitted at any time, and be short
         return (tasks - 1) * duration <= EARLY * usual_start
-
-    def left(self, worker: Worker) -> None:
-        """Count a worker that leaves, if it leaves for good."""
-        if worker.cause is None and not worker.budget:
-            worker.cause = "tasks"
-        if worker.cause is not None:
-            self.recycled[worker.cause] = self.recycled.get(worker.cause, 0) + 1

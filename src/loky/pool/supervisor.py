@@ -712,13 +712,12 @@ class Supervisor:
                     self._parting.kill(decision[1].port, now)
                 elif what == STOP:
                     task = decision[2]
-                    if task.stop_wanted == MEMORY:  # it takes more every moment
-                        self._parting.kill(decision[1].port, now)
-                        continue
                     options = task.control.options if task.control is not None else NO_OPTIONS
                     stacks = task.stop_wanted == TIMEOUT
                     self.chronicle.worker_killed(decision[1].port, task.stop_wanted)
-                    self._parting.stop(decision[1].port, now, options.kill_grace, stacks=stacks)
+                    # One that has too much memory takes more every moment.
+                    grace = 0.0 if task.stop_wanted == MEMORY else options.kill_grace
+                    self._parting.stop(decision[1].port, now, grace, stacks=stacks)
             scheduler.dispatch(now)
 
     def _start(self, worker: Worker, now: float) -> None:
