@@ -263,9 +263,9 @@ def keep_cycle(size: int) -> int:
 
 def look_often() -> None:
     """An initializer: have the worker look after each task what it uses, not once a second."""
-    from loky.worker import footprint, loop
+    from loky import process_executor
 
-    loop.FIRST_LOOK = footprint.INTERVAL = 0.0
+    process_executor._MEMORY_LEAK_CHECK_DELAY = 0.0  # type: ignore[attr-defined]
 
 
 def exhaust_memory() -> None:

@@ -6,12 +6,15 @@ First the object by itself, with made-up figures; then in a pool, where the work
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pool_tasks import hoard, keep, keep_cycle, look_often
+from pool_tasks import hoard, keep, keep_cycle, look_often, pass_through
+from rendezvous import PATIENCE, Gate, ended
 
 from loky import ProcessPoolExecutor
 from loky.wire import protocol
@@ -113,6 +116,16 @@ def test_above_the_hard_limit_it_leaves(world: SimpleNamespace) -> None:
     assert world.sent == [(protocol.RECYCLE, 51 * MB, protocol.QUITS)]
 
 
+def test_tasks_can_say_how_often_to_look(
+    world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loky import process_executor
+
+    for given, interval in ((0.1, 0.1), (2, 2), ("often", INTERVAL)):
+        monkeypatch.setattr(process_executor, "_MEMORY_LEAK_CHECK_DELAY", given)
+        assert make(world).look() == world.now + interval
+
+
 def test_where_nothing_can_be_measured_garbage_is_collected(world: SimpleNamespace) -> None:
     one = make(world)
     for _ in range(3):
@@ -122,6 +135,14 @@ def test_where_nothing_can_be_measured_garbage_is_collected(world: SimpleNamespa
 
 
 # In a pool ---------------------------------------------------------------------------------------
+
+
+def until_replaced(executor: ProcessPoolExecutor, pid: int) -> int:
+    """Run tasks until another worker than this one runs them; its process id."""
+    deadline = time.monotonic() + PATIENCE
+    while (another := executor.submit(os.getpid).result()) == pid:
+        assert time.monotonic() < deadline
+    return another
 
 
 def pids_of(executor: ProcessPoolExecutor, function: Any, size: int, times: int) -> list[int]:
@@ -139,11 +160,53 @@ def test_a_leaking_worker_is_replaced_by_one_that_is_ready(
     ) as executor:
         pids = pids_of(executor, keep, MB, 40)
         assert len(set(pids[:25])) == 1
-        while len(set(pids)) == 1:  # it goes on until its heir is ready
-            pids += pids_of(executor, keep, MB, 1)
-            assert len(pids) < 5000
+        if len(set(pids)) == 1:  # it goes on until its heir is ready
+            until_replaced(executor, pids[0])
     assert executor.stats().ended == {"memory_leak": 1, "shutdown": 1}
     assert not recwarn, "that is no reason for a warning"
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_a_long_initializer_does_not_show(tmp_path: Path) -> None:
+    with (
+        Gate(tmp_path) as gate,
+        ProcessPoolExecutor(
+            1, recycle_memory_per_worker="60MB", initializer=pass_through, initargs=(gate.path,)
+        ) as executor,
+    ):
+        kept = executor.submit(keep, 100 * MB)
+        (first,) = gate.arrivals()
+        gate.open()
+        assert kept.result() == first
+        (heir,) = gate.arrivals()  # in its initializer, for as long as it likes
+        assert {executor.submit(os.getpid).result() for _ in range(20)} == {first}
+        gate.open()
+        assert until_replaced(executor, first) == heir
+        assert ended(first)
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_a_long_initializer_does_not_show_when_the_number_of_tasks_is_limited(
+    tmp_path: Path,
+) -> None:
+    with (
+        Gate(tmp_path) as gate,
+        ProcessPoolExecutor(
+            1, max_tasks_per_child=3, initializer=pass_through, initargs=(gate.path,)
+        ) as executor,
+    ):
+        futures = [executor.submit(os.getpid) for _ in range(2)]
+        (first,) = gate.arrivals()
+        gate.open()
+        pids = [future.result() for future in futures]
+        (heir,) = gate.arrivals()
+        gate.open()
+        deadline = time.monotonic() + PATIENCE
+        while [worker.state for worker in executor.stats().workers] != ["idle", "idle"]:
+            assert time.monotonic() < deadline
+        pids += [executor.submit(os.getpid).result() for _ in range(2)]
+        assert pids == [first, first, first, heir]
+        gate.open(2)  # for the next ones
 
 
 @pytest.mark.usefixtures("no_leftovers")
@@ -162,10 +225,7 @@ def test_a_worker_above_the_soft_limit_is_replaced() -> None:
     with ProcessPoolExecutor(1, recycle_memory_per_worker="60MB") as executor:
         first = executor.submit(os.getpid).result()
         assert executor.submit(keep, 100 * MB).result() == first
-        pids = []
-        while not pids or pids[-1] == first:
-            pids.append(executor.submit(os.getpid).result())
-            assert len(pids) < 5000
+        until_replaced(executor, first)
         assert executor.submit(hoard, 100 * MB).result() == 100 * MB, "what is given back is fine"
     assert executor.stats().ended == {"recycle_memory_per_worker": 1, "shutdown": 1}
 

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 EXTRA_QUEUED_CALLS = 1  # has no effect: there is no queue that workers share
+_MEMORY_LEAK_CHECK_DELAY = 1.0  # set it in a worker: `worker.footprint` heeds it
 process_pool_executor_at_exit = None  # nor has this: `pool.lifetime` sees to the exit
 
 # What the module of old had imported, and callers have got used to import from there.

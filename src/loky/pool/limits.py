@@ -54,9 +54,15 @@ class Limits:
         What the user allows.
     scheduler : Scheduler
         Of the pool.
+
+    Attributes
+    ----------
+    needed : bool
+        Whether there is anything to look at, ever.
     """
 
     def __init__(self, options: PoolOptions, scheduler: Scheduler) -> None:
+        self.needed = options.max_memory_per_worker is not None or options.memory_limit is not None
         self._each = options.max_memory_per_worker
         self._all = options.memory_limit
         # Whether there is anything to look at, ever.

@@ -3,7 +3,7 @@
 Guarantees:
 
 - without limits, the pool's default, a look costs some microseconds and comes once a second at
-  most, the first a second after the start. What is in use then is the reference: a worker that has
+  most, the first after the first task. What is in use then is the reference: a worker that has
   grown by more than ``$LOKY_MAX_MEMORY_LEAK_SIZE`` bytes (300 MB) since then leaks, and is to be
   replaced. Only what a garbage collection does not free counts;
 - with limits of the user's there is a look after every task: above the soft one the worker asks to
@@ -14,13 +14,14 @@ Guarantees:
 Anonymous memory counts, shared mappings do not. Where it cannot be measured, garbage is collected
 once a second instead.
 
-Not imported before the first look: it is not needed to start.
+Not imported before the first look: the first result need not wait for it.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import sys
 from time import perf_counter
 
 from .. import memory
@@ -64,7 +65,7 @@ class Footprint:
         used = memory.anonymous(self._pid)
         if used is None:
             gc.collect()
-            return perf_counter() + INTERVAL
+            return perf_counter() + _interval()
         if self._hard is not None and used > self._hard:
             used = self._collect()
             if used > self._hard:
@@ -77,7 +78,7 @@ class Footprint:
         now = perf_counter()
         if now >= self._next_look:
             self._look_for_leak(used)
-            self._next_look = now + INTERVAL
+            self._next_look = now + _interval()
         return self._next_look if self._soft is None and self._hard is None else 0.0
 
     def _look_for_leak(self, used: int) -> None:
@@ -98,6 +99,13 @@ class Footprint:
         gc.collect()
         self._collected = memory.anonymous(self._pid) or 0
         return self._collected
+
+
+def _interval() -> float:
+    """Seconds between looks, which tasks may have changed in the manner of loky 3."""
+    module = sys.modules.get("loky.process_executor")
+    chosen = vars(module).get("_MEMORY_LEAK_CHECK_DELAY") if module is not None else None
+    return chosen if isinstance(chosen, (int, float)) else INTERVAL
 
 
 def _leak_bytes() -> float:

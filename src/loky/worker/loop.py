@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
     from ..wire.channel import WorkerEnd
 
-# How long a worker goes on before it first looks what it uses of memory, in seconds.
-FIRST_LOOK = 1.0
-
 
 class Line:
     """The worker's end of its channel, with the manners that several threads need."""
@@ -104,7 +101,7 @@ def main(arguments: list[str]) -> None:
 def serve(line: Line, send: Callable[..., None], limits: tuple[int | None, int | None]) -> None:
     """Answer one message after the other; `limits` are those of `footprint.Footprint`."""
     end = line.end
-    look_at = 0.0 if any(limits) else perf_counter() + FIRST_LOOK
+    look_at = 0.0
     look: Callable[[], float] | None = None
     while True:
         try:
