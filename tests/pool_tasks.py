@@ -550,6 +550,17 @@ def stuck_with_a_last_word(path: str) -> str:
         return "not the result"
 
 
+def clean_up_when_terminated(path: str, note: str) -> None:
+    def leave(signum: int, frame: Any) -> None:
+        write_line(note, "cleaned up")
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    announce(path)
+    while True:
+        time.sleep(1000)
+
+
 def crash_at_first(path: str, times: int) -> int:
     """Count the calls in a file; the first few end the process."""
     write_line(path, os.getpid())

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from pool_tasks import (
+    clean_up_when_terminated,
     fork_and_raise_twice,
     fork_and_return_twice,
     killed,
@@ -118,6 +119,20 @@ def test_shutdown_that_kills(gate: Gate, how: str) -> None:
     for future in futures:
         with pytest.raises(ShutdownExecutorError):
             future.result(0)
+
+
+@pytest.mark.usefixtures("no_leftovers")
+@pytest.mark.parametrize("how", ["kill_workers", "terminate_workers"])
+def test_workers_that_are_terminated_may_clean_up(tmp_path: Path, gate: Gate, how: str) -> None:
+    note = tmp_path / "note"
+    executor = ProcessPoolExecutor(1)
+    future = executor.submit(clean_up_when_terminated, gate.path, str(note))
+    (pid,) = gate.arrivals()
+    getattr(executor, how)()
+    assert all_ended([pid], 0)
+    assert note.exists() == (how == "terminate_workers")
+    with pytest.raises(ShutdownExecutorError):
+        future.result(0)
 
 
 @pytest.mark.usefixtures("no_leftovers")

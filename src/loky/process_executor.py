@@ -160,11 +160,12 @@ class ProcessPoolExecutor(Submitting):
             pool.wait_closed()
 
     def terminate_workers(self) -> None:
-        """End the workers now; futures that are not done get `ShutdownExecutorError`.
+        """Ask the workers to end (SIGTERM), and end those that have not done so after a second.
 
-        The same as `kill_workers`: a worker that is ended politely could not say more.
+        Futures that are not done get `ShutdownExecutorError` at once.
         """
-        self.shutdown(wait=True, kill_workers=True)
+        self._pool.shutdown(kill=True, polite=True)
+        self._pool.wait_closed()
 
     def kill_workers(self) -> None:
         """End the workers now; futures that are not done get `ShutdownExecutorError`."""

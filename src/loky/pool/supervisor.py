@@ -35,7 +35,7 @@ from ..future import Future, Sleepers
 from ..memory import OomCounter
 from ..observe.chronicle import Chronicle
 from ..options import PoolOptions
-from ..task_options import MEMORY, NO_OPTIONS, TIMEOUT, TaskOptions
+from ..task_options import DEFAULT_KILL_GRACE, MEMORY, NO_OPTIONS, TIMEOUT, TaskOptions
 from ..wire import pickling, protocol
 from . import lifetime, outcome
 from .launcher import ExitInfo
@@ -119,6 +119,7 @@ class Supervisor:
         self._endings = self._telling.endings  # to be told to users
         self._cancels: list[tuple[Task, Any]] = []
         self._parting = Parting()
+        self._polite = False  # how all workers are ended together
         self._ports: dict[int, Port] = {}
         self._unwatched: dict[Port, None] = {}  # whose end shows on no descriptor
         self._encoding: Task | None = None  # is being pickled by code of the user's
@@ -276,8 +277,18 @@ class Supervisor:
         """Have idle workers leave at once, from now on; work brings them back."""
         self.post(setattr, self.scheduler, "idle_timeout", 0.0)
 
-    def shutdown(self, *, cancel: bool = False, kill: bool = False) -> None:
-        """Take no more tasks; close when the present ones are settled, or now."""
+    def shutdown(self, *, cancel: bool = False, kill: bool = False, polite: bool = False) -> None:
+        """Take no more tasks; close when the present ones are settled, or now.
+
+        Parameters
+        ----------
+        cancel : bool
+            Cancel what no worker has read.
+        kill : bool
+            End the workers now.
+        polite : bool
+            With SIGTERM first, and SIGKILL a little later.
+        """
         if self.state == NEW:
             with self._starting:
                 if self.state == NEW:
@@ -288,9 +299,10 @@ class Supervisor:
         if self.state == OPEN:
             self.state = CLOSING
         if self.state == CLOSING:
-            self.post(self._shutdown, cancel, kill)
+            self.post(self._shutdown, cancel, kill, polite)
 
-    def _shutdown(self, cancel: bool, kill: bool) -> None:
+    def _shutdown(self, cancel: bool, kill: bool, polite: bool) -> None:
+        self._polite = polite
         self.scheduler.shutdown(cancel=cancel, kill=kill)
 
     def close_with(self, owner: object) -> None:
@@ -709,7 +721,8 @@ class Supervisor:
                     pass
                 elif what == KILL:
                     self.chronicle.worker_killed(decision[1].port, "with its pool")
-                    self._parting.kill(decision[1].port, now)
+                    grace = DEFAULT_KILL_GRACE if self._polite else 0.0
+                    self._parting.stop(decision[1].port, now, grace, stacks=False)
                 elif what == STOP:
                     task = decision[2]
                     options = task.control.options if task.control is not None else NO_OPTIONS
