@@ -2,33 +2,33 @@
 
 The model holds, for each worker, what is in its channel, what it runs, and what it has sent that
 the parent has not looked at yet. Every action is one step of one party (the user, the parent, a
-worker, the clock), so that any interleaving of them is a history that could happen. `World.check`
-compares the scheduler's records with the model after every step; `World.finish` lets everybody
-go on fairly until nothing is left to do, and fails if that does not come to an end.
+worker, the clock), so that any interleaving of them is a history that could happen. What one step
+must not do is asserted where it is done; `World.check` compares all of the scheduler's records with
+the model (`invariants`); `World.finish` lets everybody go on fairly until nothing is left to do,
+and fails if that does not come to an end.
 
 Assumption: workers are as `loky.worker` promises. They read one task at a time, in the order in
 which they were sent, and a result is sent before the next task is read.
 
-Does not belong here: which histories to try. See `test_scheduler`.
+Guarantee: the same calls give the same history, in any process.
+
+Does not belong here: which histories to try. See `histories`.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
+
+import invariants
 
 from loky.pool import model
 from loky.pool.model import (
     ASSIGNED,
-    DELAYED,
     DONE,
-    DRAINING,
     GONE,
-    HELD,
     KILL,
-    PENDING,
-    READY,
     RECALL,
     RETIRE,
     SEND,
@@ -45,13 +45,14 @@ from loky.pool.model import (
     Worker,
 )
 from loky.pool.scheduler import Scheduler
-from loky.task_options import NO_OPTIONS, TIMEOUT, TaskOptions
+from loky.task_options import MEMORY, NO_OPTIONS, TIMEOUT, TaskOptions
 
 EXIT = "exit"
 QUIT = "quit"
 RESULT = "result"
 # What a worker replies if a task raised an exception that is worth another attempt.
 RETRIABLE = "retriable"
+UNPICKLABLE = "unpicklable"
 
 
 class Process:
@@ -77,49 +78,78 @@ class World:
     def __init__(self, max_workers: int, **options: Any) -> None:
         self.scheduler = Scheduler(max_workers, **options)
         self.now = 0.0
-        # For those who make up histories: how long tasks take, and what a worker does while its
-        # messages are taken back.
+        # For those who look on: what was how often, and what happens, line by line.
+        self.events: Counter[str] = Counter()
+        self.decisions: Counter[str] = Counter()
+        self.verdicts: Counter[str] = Counter()
+        self.trace: Callable[[str], Any] | None = None
+        # For those who make up histories: how long tasks take, what a worker does while its
+        # messages are taken back, and how often the records are checked while all go on.
         self.usual_duration = 1e-3
         self.race: Callable[[Worker], None] = lambda worker: None
+        self.thorough = True
         self.tasks: list[Task] = []
+        self.open: dict[Task, None] = {}  # those that were not found settled yet
         self.processes: dict[Worker, Process] = {}
-        self.outbox: deque[tuple[Worker, Task, int]] = deque()
+        self.outbox: list[tuple[Worker, Task, int]] = []
         self.taken: set[Task] = set()  # sending it has begun at least once
         self.reads: dict[Task, int] = {}
         self.settled: dict[Task, Any] = {}
-        self.recycled: dict[str, int] = {}  # workers that were asked to leave for good, by cause
+        self.recycled: Counter[str] = (
+            Counter()
+        )  # workers that were asked to leave for good, by cause
         # Workers that a submitter has taken; its task, and whether it has sent it. Its note to the
         # parent is still to come, maybe after the worker's reply.
         self.lent: dict[Worker, tuple[Task, bool]] = {}
         self.early: dict[Worker, Any] = {}
         self.cancelled_early: set[Task] = set()  # by the driver, before sending it had begun
+        self.stopped: set[Task] = set()  # by the user, while they ran
         self.endless: set[Task] = set()  # would run for ever: only ending their worker ends them
-        self.stopping: set[Worker] = set()  # were sent SIGTERM and have not ended yet
-        self.running_since: dict[Task, float] = {}  # its present attempt
-        self.held: set[Task] = set()  # raised something, and it is looked at whether to try again
+        self.stopping: dict[Worker, None] = {}  # were sent SIGTERM and have not ended yet
+        # Raised something, and it is looked at whether to try again.
+        self.held: dict[Task, None] = {}
+        self.failed_at: dict[Task, float] = {}  # the latest attempt that is to be followed by one
+        self.sent_at: dict[Task, float] = {}
+        # Pickling these calls the user's code: the one for which it does now, those that are done.
+        self.slow_to_pickle: set[Task] = set()
+        self.pickling: Task | None = None
+        self.pickled: set[Task] = set()
+        self.priorities: set[int] = set()
+        self.overtaken = 0  # tasks given out in a row while others waited at lower priorities
 
     # ------------------------------------------------------------------ users
 
-    def submit(self, count: int = 1, options: TaskOptions | None = None) -> list[Task]:
+    def submit(
+        self, count: int = 1, options: TaskOptions | None = None, *, slow_to_pickle: bool = False
+    ) -> list[Task]:
         new = []
         for _ in range(count):
-            task = Task(len(self.tasks) + len(self.lent), None, (), {}, None)
+            task = self._new_task()
             if options is not None:
                 task.control = Control(options)
-            self.tasks.append(task)
-            self.reads[task] = 0
+            if slow_to_pickle:
+                self.slow_to_pickle.add(task)
+            self._add(task)
             new.append(task)
             self._event(self.scheduler.submit, task)
         return new
+
+    def _new_task(self) -> Task:
+        task = Task(len(self.tasks) + len(self.lent), None, (), {}, None)
+        self.reads[task] = 0
+        return task
+
+    def _add(self, task: Task) -> None:
+        self.tasks.append(task)
+        self.open[task] = None
+        self.priorities.add(invariants.priority_of(task))
 
     def lend(self) -> None:
         """A submitter takes an idle worker."""
         worker = self.scheduler.lendable()
         if worker is not None:
-            self.scheduler.lend(worker)
-            task = Task(len(self.tasks) + len(self.lent), None, (), {}, None)
-            self.reads[task] = 0
-            self.lent[worker] = task, False
+            self._event(self.scheduler.lend, worker, dispatch=False)
+            self.lent[worker] = self._new_task(), False
 
     def feed(self, worker: Worker) -> None:
         """That submitter sends its task by itself."""
@@ -132,7 +162,7 @@ class World:
     def note(self, worker: Worker) -> None:
         """The parent learns what that submitter has done."""
         task, sent = self.lent.pop(worker)
-        self.tasks.append(task)
+        self._add(task)
         if not sent:
             self._event(self.scheduler.returned, worker, dispatch=False)
             self._event(self.scheduler.submit, task)
@@ -141,7 +171,7 @@ class World:
         self._event(self.scheduler.borrowed, worker, task, self.now, dispatch=False)
         if worker in self.early:
             self._take_in(worker, self.early.pop(worker), dispatch=False)
-        self._event(lambda: None)
+        self._dispatch()
 
     def cancel(self, task: Task) -> None:
         if task in self.settled:
@@ -161,30 +191,34 @@ class World:
             return
         worker = task.worker
         process = self.processes.get(worker) if worker is not None else None
-        if task in self.held:
-            self._event(self.scheduler.stop, task)
-            return
         if worker is not None and process is not None and process.running is task:
             if self.scheduler.can_recall or worker.line[0] is task:
+                self.stopped.add(task)
                 self.endless.add(task)
         self._event(self.scheduler.stop, task)
 
     def resize(self, max_workers: int) -> None:
         self._event(self.scheduler.resize, max_workers)
 
+    def shutdown(self, **how: bool) -> None:
+        self._event(self.scheduler.shutdown, **how)
+
+    def break_(self) -> None:
+        self._event(self.scheduler.break_, Broken("an initializer failed"))
+
+    # ------------------------------------------------------------------ limits of memory
+
     def press(self, pressed: bool) -> None:
         """Memory is short, or not any more."""
         self.scheduler.pressed = pressed
-        self._event(lambda: None)
+        self._dispatch()
 
     def recycle(self, worker: Worker) -> None:
         self._event(self.scheduler.recycle, worker, "memory")
 
-    def shutdown(self, **how: bool) -> None:
-        self._event(lambda: self.scheduler.shutdown(**how))
-
-    def break_(self) -> None:
-        self._event(self.scheduler.break_, Broken("an initializer failed"))
+    def exceed(self, worker: Worker) -> None:
+        """What the worker runs, as far as one can see from here, takes too much."""
+        self._event(self.scheduler.stop, worker.line[0], MEMORY)
 
     # ------------------------------------------------------------------ the driver
 
@@ -193,6 +227,10 @@ class World:
         scheduler = self.scheduler
         decision = scheduler.decisions.pop(0)
         what = decision[0]
+        name = invariants.DECISIONS[what]
+        self.decisions[name] += 1
+        if self.trace is not None:
+            self._tell(f"apply {name}", decision[1:])
         if what == SETTLE:
             # Between a cancellation that needed nobody and its task's turn, other verdicts may
             # fall; the driver has settled the future and ignores them.
@@ -200,7 +238,7 @@ class World:
                 self._settle(decision[1], decision[2])
             return
         worker = decision[1]
-        assert worker.state != GONE, f"decision {what} about a worker that has ended"
+        assert worker.state != GONE, f"decision {name} about a worker that has ended"
         if what == START:
             if refuse_start:
                 self._event(scheduler.start_failed, worker, self.now, "no process")
@@ -216,26 +254,34 @@ class World:
             assert not (worker.line or worker.lent), "asked to leave with work to do"
             self.processes[worker].inbox.append(EXIT)
             if worker.cause is not None:
-                self.recycled[worker.cause] = self.recycled.get(worker.cause, 0) + 1
+                self.recycled[worker.cause] += 1
         elif what == STOP:
-            assert worker.doomed is decision[2]
-            assert decision[2].stop_wanted
-            self.stopping.add(worker)
+            task = decision[2]
+            assert worker.doomed is task
+            assert task.stop_wanted
+            if task.stop_wanted == TIMEOUT:
+                timeout = task.control.options.timeout
+                assert self.now >= self.sent_at[task] + timeout, "its time was not up"
+            if task.stop_wanted == MEMORY:  # it takes more every moment: no grace
+                self.die(worker)
+            else:
+                self.stopping[worker] = None
         else:
             assert what == KILL
-            self.processes[worker].alive = False
+            self.die(worker)
 
     def end_stopping(self, worker: Worker) -> None:
         """A worker that was sent SIGTERM ends, or is killed because its grace is over."""
-        self.stopping.remove(worker)
+        del self.stopping[worker]
         self.die(worker)
 
     def judge(self, task: Task, *, again: bool) -> None:
         """It was looked at what the task has raised."""
-        self.held.remove(task)
+        del self.held[task]
         if again:
             assert task.control is not None
             task.control.attempts.append(RETRIABLE)
+            self._fails(task, RETRIABLE)
             self._event(self.scheduler.retry, task, self.now)
         else:
             self._settle(task, RESULT)
@@ -250,24 +296,57 @@ class World:
             self.apply()
         raise AssertionError("decisions without end")
 
-    def send(self, *, unpicklable: bool = False) -> None:
-        """Send the oldest task that was to be sent."""
-        worker, task, turn = self.outbox.popleft()
+    def send(self, which: int = 0, *, fails: bool = False) -> None:
+        """Pickle and send what is to be sent next to the same worker as this of all to be sent."""
+        outbox = self.outbox
+        to = outbox[which][0]
+        at = next(at for at, (worker, _, _) in enumerate(outbox) if worker is to)
+        worker, task, turn = outbox[at]
         if task.worker is not worker or task.state != ASSIGNED or task.turn != turn:
-            return  # taken back meanwhile
+            del outbox[at]  # taken back meanwhile
+            return
         assert not task.on_wire
-        if task not in self.taken and (unpicklable or task in self.settled):
-            if task not in self.settled:
-                self._settle(task, "unpicklable")
+        if task not in self.taken and task in self.settled:
+            del outbox[at]
             self._event(self.scheduler.dropped, task)
             return
         self.taken.add(task)
+        if task in self.slow_to_pickle and task not in self.pickled:
+            if self.pickling is None:
+                self.pickling = task  # to be sent when that is done
+            elif self.scheduler.max_tasks_per_child is None:
+                del outbox[at]
+                self._event(self.scheduler.set_aside, task)
+            return
+        del outbox[at]
+        if fails:
+            self._settle(task, UNPICKLABLE)
+            self._event(self.scheduler.dropped, task)
+            return
+        for attempt in task.control.attempts if task.control is not None else ():
+            if isinstance(attempt, Lost):
+                assert attempt.worker not in self.processes, "its earlier attempt's worker lives"
         ahead = list(worker.line)[: worker.line.index(task)]
         assert all(other.on_wire for other in ahead), "sent in another order than the line's"
         task.on_wire = True
+        self.pickled.discard(task)  # nothing that may have been read is sent again
+        self.sent_at[task] = self.now
         if task.control is not None:
-            self.scheduler.sent(worker, task, self.now)
+            self._event(self.scheduler.sent, worker, task, self.now, dispatch=False)
         self.processes[worker].inbox.append(task)
+
+    def end_pickling(self, *, fails: bool = False) -> None:
+        """The user's code that takes part in pickling a task returns."""
+        task = self.pickling
+        assert task is not None
+        self.pickling = None
+        if not fails:
+            self.pickled.add(task)
+            self._dispatch()
+        else:
+            if task.state != DONE:
+                self._settle(task, UNPICKLABLE)
+            self._event(self.scheduler.dropped, task)
 
     def look_at(self, worker: Worker) -> None:
         """Receive the oldest thing that the worker has sent."""
@@ -281,11 +360,25 @@ class World:
         while process.sent:  # finished results survive their worker
             self._take_in(worker, process.sent.popleft(), dispatch=False)
         unread = self._take_back(worker)
-        self.stopping.discard(worker)
+        self.stopping.pop(worker, None)
+        line = list(worker.line)
         self._event(self.scheduler.lost, worker, unread, self.now, "exit")
         assert worker.state == GONE
         assert not worker.line
+        for task in line:
+            attempts = task.control.attempts if task.control is not None else None
+            if attempts and isinstance(attempts[-1], Lost) and attempts[-1].worker is worker:
+                self._fails(task, attempts[-1].cause)
         del self.processes[worker]
+
+    def _fails(self, task: Task, cause: str) -> None:
+        """An attempt has failed, and there is to be another one."""
+        assert task.control is not None
+        options = task.control.options
+        assert len(task.control.attempts) <= options.retries, "more attempts than its options allow"
+        assert cause == RETRIABLE or cause in options.retry_on
+        self.failed_at[task] = self.now
+        self.verdicts[f"another attempt after {cause}"] += 1
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
@@ -309,22 +402,37 @@ class World:
         raise AssertionError("due again and again: the driver would spin")
 
     def _event(self, method: Any, *arguments: Any, dispatch: bool = True, **options: Any) -> None:
+        self.events[method.__name__] += 1
+        if self.trace is not None:
+            self._tell(method.__name__, (*arguments, *options.items()))
         method(*arguments, **options)
-        if not dispatch:
-            return
+        if dispatch:
+            self._dispatch()
+
+    def _dispatch(self) -> None:
         scheduler = self.scheduler
-        before = {worker: len(worker.line) for worker in scheduler.workers.values()}
-        busy = sum(1 for worker in scheduler.workers.values() if worker.line)
+        if scheduler.waiting.aside and self.pickling is None:
+            self.events["bring_back"] += 1
+            scheduler.waiting.bring_back()
+        self.events["dispatch"] += 1
+        busy = scheduler._busy
+        known = len(scheduler.decisions)
         scheduler.dispatch(self.now)
-        for worker in scheduler.workers.values():
+        if len(scheduler.decisions) > known:
+            self._check_handing_out(scheduler.decisions[known:], busy)
+
+    def _check_handing_out(self, decisions: list[Any], busy: int) -> None:
+        """What was just decided, when so many workers had work already."""
+        scheduler = self.scheduler
+        given = [decision for decision in decisions if decision[0] == SEND]
+        for _, worker, _ in given:
             length = len(worker.line)
-            if length > before.get(worker, 0):
-                assert length <= scheduler.window, "over its window"
-                assert worker.state != STARTING or length == 1
-                assert scheduler.can_recall or worker.state != STARTING
-        now_busy = sum(1 for worker in scheduler.workers.values() if worker.line)
+            assert length <= (1 if scheduler.pressed else scheduler.window), "over its window"
+            assert worker.state != STARTING or (length == 1 and scheduler.can_recall)
         most = 1 if scheduler.pressed else scheduler.max_workers
-        assert now_busy <= max(busy, most), "more at work than allowed"
+        assert scheduler._busy <= max(busy, most), "more at work than allowed"
+        if given and len(self.priorities) > 1:
+            invariants.check_fairness(self, [task for _, _, task in given])
 
     def _take_in(self, worker: Worker, what: Any, *, dispatch: bool) -> None:
         scheduler = self.scheduler
@@ -342,15 +450,15 @@ class World:
             return  # whatever it says now, its time was up
         if worker.line and worker.line[0] is task:
             if kind == RETRIABLE and len(task.control.attempts) < task.control.options.retries:
-                self.held.add(task)
+                self.held[task] = None
                 self._event(scheduler.hold, worker, task, self.now, seconds, dispatch=dispatch)
             else:
                 self._event(scheduler.result, worker, task, self.now, seconds, dispatch=dispatch)
                 self._settle(task, RESULT)
         else:
-            assert task in self.settled or self._settlement_decided(task), "a lost result"
+            assert task in self.settled or self.is_settled_soon(task), "a lost result"
 
-    def _settlement_decided(self, task: Task) -> bool:
+    def is_settled_soon(self, task: Task) -> bool:
         return any(d[0] == SETTLE and d[1] is task for d in self.scheduler.decisions)
 
     def _take_back(self, worker: Worker) -> list[Task]:
@@ -375,6 +483,7 @@ class World:
                 if task not in recalled:
                     continue
                 task.on_wire = False
+                self.pickled.add(task)
             unread.append(task)
         # What was settled over the worker's head (shutdown, broken pool) came back as well.
         assert all(task in unread or task.state == DONE for task in recalled)
@@ -383,24 +492,28 @@ class World:
     def _settle(self, task: Task, verdict: Any) -> None:
         assert task not in self.settled, f"{task} settled twice"
         self.settled[task] = verdict
-        attempts = task.control.attempts if task.control is not None else []
+        self.verdicts[name_of(verdict)] += 1
+        control = task.control
+        options = control.options if control is not None else NO_OPTIONS
+        attempts = control.attempts if control is not None else []
+        assert len(attempts) <= options.retries, "more attempts than its options allow"
         if isinstance(verdict, Cancelled):
-            stopped = task in self.endless or task.stop_wanted
+            stopped = task in self.stopped or task.stop_wanted
             assert len(attempts) >= self.reads[task] or stopped, "cancelled, but it may have run"
         elif isinstance(verdict, Lost):
             assert self.reads[task] or not self.scheduler.can_recall, "blamed, but never read"
-            if verdict.cause == TIMEOUT:
-                assert task.control is not None
-                assert verdict.worker not in self.processes or not self.alive(verdict.worker)
+            assert verdict.worker not in self.processes, "settled before its worker is gone"
+            assert (
+                len(attempts) == options.retries
+                or verdict.cause not in options.retry_on
+                or self.scheduler.killed
+            ), "its options allow another attempt"
         elif isinstance(verdict, Refused):
             assert self.scheduler.closing
         elif isinstance(verdict, Broken):
             assert self.scheduler.broken is verdict
         elif verdict == RESULT:
             assert self.reads[task] <= len(attempts) + 1
-
-    def alive(self, worker: Worker) -> bool:
-        return self.processes[worker].alive
 
     # ------------------------------------------------------------------ workers
 
@@ -425,8 +538,16 @@ class World:
         assert self.reads[task] <= len(attempts) + 1, "a task ran twice"
         assert self.reads[task] == len(attempts) + 1 or not self.scheduler.can_recall
         assert self.reads[task] <= options.retries + 1, "more attempts than its options allow"
-        self.running_since[task] = self.now
+        if attempts:
+            due = self.failed_at[task] + options.delay(len(attempts))
+            assert self.now >= due, "tried again too early"
         process.running = task
+
+    def hang(self, worker: Worker) -> None:
+        """What the worker runs will never end by itself."""
+        task = self.processes[worker].running
+        assert task is not None
+        self.endless.add(task)
 
     def complete(self, worker: Worker, seconds: float, *, retriable: bool = False) -> None:
         process = self.processes[worker]
@@ -446,145 +567,20 @@ class World:
     def die(self, worker: Worker) -> None:
         self.processes[worker].alive = False
 
-    # ------------------------------------------------------------------ what must hold
+    # ------------------------------------------------------------------ the end
 
     def check(self) -> None:
         """Compare the scheduler's records with a recomputation of each."""
-        scheduler = self.scheduler
-        workers = list(scheduler.workers.values())
-        self._check_succession(workers)
-        spares = {worker for worker in workers if worker.elder is not None}
-        by_state = {
-            state: {worker for worker in workers if worker.state == state} - spares
-            for state in (STARTING, READY, DRAINING)
-        }
-        assert all(worker.state != GONE for worker in workers)
-        assert all(scheduler.workers[worker.id] is worker for worker in workers)
-        assert scheduler._live == len(by_state[STARTING]) + len(by_state[READY])
-        assert set(scheduler._starting) == by_state[STARTING]
-        assert scheduler._live <= scheduler.max_workers or scheduler.closing
-        for worker in workers:
-            for task in worker.line:
-                assert task.state == ASSIGNED
-                assert task.worker is worker
-            on_wire = [task.on_wire for task in worker.line]
-            assert on_wire == sorted(on_wire, reverse=True), "what is on the wire comes first"
-            assert worker.budget >= -1
-            here = [i for i, bucket in enumerate(scheduler._buckets) if worker in bucket]
-            expected = (
-                [len(worker.line)]
-                if worker in by_state[READY]
-                and worker.budget
-                and not (worker.recalling or worker.slow or worker.lent)
-                else []
-            )
-            assert here == expected, f"{worker} is in the buckets {here}, not {expected}"
-            if worker.slow and worker.state == READY:
-                assert worker.line or worker.recalling, "idle, and will never be used"
-            if worker.state == READY:
-                assert worker.budget or len(worker.line) > 1 or worker.recalling
-            if worker.state == DRAINING:
-                assert worker.line or worker.recalling or worker.lent
-            assert worker.lent == (worker in self.lent)
-            starting = worker in by_state[STARTING]
-            assert (worker in scheduler._awaited) == (starting and not worker.slow)
-            unborn = starting and not worker.line
-            if worker in scheduler._unborn:
-                assert unborn
-            elif unborn:
-                assert worker.recalling or worker.slow
-        in_buckets = {worker for bucket in scheduler._buckets for worker in bucket}
-        assert in_buckets <= by_state[READY]
-        assert scheduler._assigned == sum(len(worker.line) for worker in workers)
-        assert scheduler._busy == sum(1 for worker in workers if worker.line)
-
-        assert scheduler.outstanding == sum(task.state != DONE for task in self.tasks)
-        queued = [*scheduler.waiting.first]
-        for level, queue in scheduler.waiting.others.items():
-            assert queue, f"nothing waits at level {level}"
-            assert level < scheduler.waiting.level
-            queued += queue
-        assert len(set(queued)) == len(queued)
-        waiting = {task for task in queued if task.state == PENDING}
-        assert waiting == {task for task in self.tasks if task.state == PENDING}
-        assert scheduler.waiting.dead == len(queued) - len(waiting)
-        assert {task for task in scheduler.waiting if task.state == DELAYED} == {
-            task for task in self.tasks if task.state == DELAYED
-        }
-        assigned = {task for worker in workers for task in worker.line}
-        assert assigned == {task for task in self.tasks if task.state == ASSIGNED}
-        for task in self.tasks:
-            assert (task.state == HELD) == (task in self.held)
-            assert task.state == DONE or task not in self.settled or task not in self.taken
-            assert task.stop_wanted is None or task.worker is not None or task.state == DONE
-            if task.state == DONE:
-                assert task.worker is None
-                assert task in self.settled or self._settlement_decided(task)
-
-        self._check_deadlines()
-        if scheduler.broken is not None:
-            assert not waiting
-            assert not assigned
-            assert not scheduler._live
-        elif waiting:
-            assert scheduler._live or self._start_is_scheduled(), "nobody will ever take them"
-            if scheduler._buckets[0]:
-                most = 1 if scheduler.pressed else scheduler.max_workers
-                assert scheduler._busy >= most, "idle while tasks wait"
-        assert scheduler.closed == (
-            (scheduler.closing or scheduler.broken is not None)
-            and not scheduler.outstanding
-            and not workers
-            and not scheduler.decisions
-        )
-
-    def _check_deadlines(self) -> None:
-        """A task with a time-out that runs is being watched, or being stopped."""
-        watched = {(number, turn) for _, number, turn, _ in self.scheduler._deadlines.heap}
-        for worker, process in self.processes.items():
-            task = process.running
-            if task is None or task.control is None or not process.alive:
-                continue
-            if task.control.options.timeout is None or not (worker.line and worker.line[0] is task):
-                continue  # what it has finished before is still on its way
-            if task.on_wire and worker.was_ready and task.stop_wanted is None:
-                assert (task.id, task.turn) in watched, "nobody watches its time"
-
-    def _check_succession(self, workers: list[Worker]) -> None:
-        scheduler = self.scheduler
-        succession = scheduler._succession
-        spares = [worker for worker in workers if worker.elder is not None]
-        assert succession.spares == len(spares)
-        assert scheduler._draining == sum(worker.state == DRAINING for worker in workers)
-        for heir in spares:
-            elder = heir.elder
-            assert elder is not None and elder.heir is heir
-            assert heir.state in (STARTING, READY) and elder.state == READY
-            assert not (heir.line or heir.lent or heir.recalling), "a spare has work"
-            assert elder.elder is None, "a spare has an heir"
-            assert heir.state == STARTING or elder.cause is None, "stays though its heir is ready"
-        for worker in workers:
-            assert worker.heir is None or worker.heir.elder is worker
-            if worker.state == READY and worker.elder is None and worker.heir is None:
-                last = worker.budget >= 0 and worker.budget + len(worker.line) <= 1
-                due = worker.cause is not None or last
-                assert not due or worker in succession.wanted, "has to leave, and no heir is due"
-        for worker in succession.wanted:
-            assert worker.state == READY and worker.elder is None and worker.heir is None
-        room = len(spares) + scheduler._draining < scheduler.max_workers
-        idle = scheduler.closing and scheduler.outstanding == scheduler._assigned
-        if succession.wanted and room and not idle and scheduler.broken is None:
-            assert scheduler.deadline() is not None, "an heir is due, and nobody starts it"
-
-    def _start_is_scheduled(self) -> bool:
-        return self.scheduler.deadline() is not None
-
-    # ------------------------------------------------------------------ the end
+        invariants.check(self)
 
     def settle_down(self) -> None:
         """Let everybody go on fairly until nothing happens any more and nothing is due."""
+        check = self.check if self.thorough else lambda: None
         for _ in range(10_000):
             did = self.apply_all()
+            if self.pickling is not None:
+                did = True
+                self.end_pickling()
             for worker in list(self.lent):
                 did = True
                 self.note(worker)
@@ -594,8 +590,10 @@ class World:
             while self.outbox:
                 did = True
                 self.send()
+                if self.pickling is not None:
+                    self.end_pickling()
                 self.apply_all()
-                self.check()
+                check()
             for worker, process in list(self.processes.items()):
                 if process.alive and not process.booted:
                     did = True
@@ -603,7 +601,7 @@ class World:
                 if worker in self.stopping:
                     did = True
                     self.end_stopping(worker)
-                elif process.alive and process.running not in (None, *self.endless):
+                elif process.alive and process.running and process.running not in self.endless:
                     did = True
                     self.complete(worker, 1e-3)
                 if process.can_read:
@@ -612,26 +610,53 @@ class World:
                 while process.sent:
                     did = True
                     self.look_at(worker)
-                    self.check()
+                    check()
                 if not process.alive:
                     did = True
                     self.reap(worker)
-                    self.check()
+                    check()
+            if self.scheduler.waiting.may_bring_back():
+                did = True
+                self._dispatch()
             if not did:
                 everything_done = not self.scheduler.outstanding
                 if everything_done or not self.advance_to_deadline():
-                    return
-            self.check()
-        raise AssertionError("no end in sight")
+                    break
+            check()
+        else:
+            raise AssertionError("no end in sight")
+        self.check()
 
     def finish(self) -> None:
         """Everything is settled without anybody's help; then a shutdown closes."""
         self.settle_down()
         assert not self.scheduler.outstanding, "stuck"
         assert len(self.settled) == len(self.tasks)
+        assert all(task.state == DONE and task.worker is None for task in self.tasks)
         self.shutdown()
         self.settle_down()
         assert not self.processes
         assert self.scheduler.closed
         self.advance_to_deadline()  # a look that was planned when there was something to see
         assert self.scheduler.deadline() is None
+
+    # ------------------------------------------------------------------ what people read
+
+    def _tell(self, what: str, about: tuple[Any, ...]) -> None:
+        assert self.trace is not None
+        self.trace(f"{self.now:12.6f}    {what} {', '.join(map(name_of, about))}")
+
+
+def name_of(thing: Any) -> str:
+    """What people call it: short, and the same in every process."""
+    if isinstance(thing, (Task, Worker)):
+        return f"{type(thing).__name__.lower()} {thing.id}"
+    if isinstance(thing, Lost):
+        return f"lost: {thing.cause}"
+    if isinstance(thing, (Cancelled, Refused, Broken)):
+        return type(thing).__name__.lower()
+    if isinstance(thing, list):
+        return f"[{', '.join(map(name_of, thing))}]"
+    if isinstance(thing, tuple):
+        return "=".join(map(name_of, thing))
+    return f"{thing:g}" if isinstance(thing, float) else str(thing)

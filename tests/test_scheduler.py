@@ -3,18 +3,20 @@
 The histories run the real scheduler in the world of `simulation`: hypothesis searches and shrinks
 failing ones, and a plain random walk, hundreds of times faster, covers more ground. More of both:
 ``LOKY_TEST_EFFORT=100 pytest tests/test_scheduler.py`` tries a hundred times as many (the time
-limit is lifted accordingly; use ``-p no:timeout`` for hours). A failing walk prints its seed.
+limit is lifted accordingly; use ``-p no:timeout`` for hours). A failing walk prints its seed. By
+far the most histories are run by `tools/simulate`.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import histories
 import pytest
+from histories import ACTIONS, Action, make_world, walk
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -54,227 +56,9 @@ from loky.pool.scheduler import (
     Scheduler,
 )
 from loky.pool.waiting import OVERTAKES
-from loky.task_options import CAUSES, TIMEOUT, TaskOptions
+from loky.task_options import TIMEOUT, TaskOptions
 
 EFFORT = float(os.environ.get("LOKY_TEST_EFFORT", "1"))
-
-Pick = Callable[[int], int]  # a number below its argument
-
-DURATIONS = (0.0, 5e-6, 1e-4, 1e-3, 9e-3, 0.5, 30.0)
-PAUSES = (0.0, 1e-4, 1e-3, 2.5e-3, 0.1, 1.1, 5.0, 30.0)
-
-
-def make_world(pick: Pick) -> World:
-    world = World(
-        1 + pick(4),
-        idle_timeout=(None, None, 0.0, 3.0)[pick(4)],
-        max_tasks_per_child=(None, None, 1, 2, 5)[pick(5)],
-        break_on_crash=pick(8) == 7,
-        can_recall=pick(4) != 3,
-    )
-    world.usual_duration = DURATIONS[pick(len(DURATIONS))]
-
-    def race(worker: Worker) -> None:
-        process = world.processes[worker]
-        if process.alive and process.running and pick(3) == 2:
-            if process.running not in world.endless:
-                world.complete(worker, world.usual_duration)
-        if process.can_read and pick(3) == 2:
-            world.read(worker)
-
-    world.race = race
-    return world
-
-
-# ---------------------------------------------------------------------- what can happen
-
-ACTIONS: dict[str, tuple[int, Callable[[World], Any], Callable[[World, Pick], Any]]] = {}
-
-
-def action(weight: int, among: Callable[[World], Any] = lambda world: True) -> Any:
-    """Add an action: how likely it is, and what it needs something of."""
-
-    def register(function: Callable[[World, Pick], Any]) -> Any:
-        ACTIONS[function.__name__] = (weight, among, function)
-        return function
-
-    return register
-
-
-def processes(condition: Callable[[Any], Any]) -> Callable[[World], list[Worker]]:
-    return lambda world: [w for w, process in world.processes.items() if condition(process)]
-
-
-def unsettled(world: World) -> list[Task]:
-    return [task for task in world.tasks if task not in world.settled]
-
-
-def fed(world: World, sent: bool) -> list[Worker]:
-    return [worker for worker, (_, was_sent) in world.lent.items() if was_sent == sent]
-
-
-def id_of(thing: Any) -> int:
-    return int(thing.id)
-
-
-def one_of(things: list[Any], pick: Pick) -> Any:
-    return things[pick(len(things))]
-
-
-@action(4, lambda world: world.scheduler.outstanding < 30)
-def submit(world: World, pick: Pick) -> None:
-    world.submit((1, 1, 1, 2, 5, 20)[pick(6)])
-
-
-@action(3, lambda world: world.scheduler.outstanding < 30)
-def submit_with_options(world: World, pick: Pick) -> None:
-    options = TaskOptions(
-        timeout=(None, 0.5e-3, 5e-3, 0.1)[pick(4)],
-        retries=(0, 0, 1, 3)[pick(4)],
-        retry_on=(CAUSES, ("crash",), ("timeout",))[pick(3)],
-        backoff=(0.0, 0.0, 1e-3, 5.0)[pick(4)],
-        priority=(0, 0, 1, -1, 5)[pick(5)],
-    )
-    world.submit((1, 1, 3, 8)[pick(4)], options)
-
-
-@action(12, lambda world: world.stopping)
-def end_stopping(world: World, pick: Pick) -> None:
-    world.end_stopping(one_of(sorted(world.stopping, key=id_of), pick))
-
-
-@action(12, lambda world: world.held)
-def judge(world: World, pick: Pick) -> None:
-    world.judge(one_of(sorted(world.held, key=id_of), pick), again=pick(3) != 2)
-
-
-@action(30, lambda world: world.scheduler.lendable())
-def lend(world: World, pick: Pick) -> None:
-    world.lend()
-
-
-@action(12, lambda world: fed(world, False))
-def feed(world: World, pick: Pick) -> None:
-    world.feed(one_of(fed(world, False), pick))
-
-
-@action(12, lambda world: world.lent)
-def note(world: World, pick: Pick) -> None:
-    world.note(one_of(list(world.lent), pick))
-
-
-@action(2, unsettled)
-def cancel(world: World, pick: Pick) -> None:
-    world.cancel(one_of(unsettled(world), pick))
-
-
-@action(2, unsettled)
-def stop(world: World, pick: Pick) -> None:
-    world.stop(one_of(unsettled(world), pick))
-
-
-@action(30, lambda world: world.scheduler.decisions)
-def apply(world: World, pick: Pick) -> None:
-    world.apply(refuse_start=pick(40) == 39)
-
-
-@action(10, lambda world: world.scheduler.decisions)
-def apply_all(world: World, pick: Pick) -> None:
-    world.apply_all()
-
-
-@action(30, lambda world: world.outbox)
-def send(world: World, pick: Pick) -> None:
-    world.send(unpicklable=pick(20) == 19)
-
-
-BOOTING = processes(lambda process: process.alive and not process.booted)
-READING = processes(lambda process: process.can_read)
-RUNNING = processes(lambda process: process.alive and process.running)
-SENT = processes(lambda process: process.sent)
-IDLE = processes(lambda process: process.alive and process.booted and not process.running)
-ALIVE = processes(lambda process: process.alive)
-DEAD = processes(lambda process: not process.alive)
-
-
-@action(12, BOOTING)
-def boot(world: World, pick: Pick) -> None:
-    world.boot(one_of(BOOTING(world), pick))
-
-
-@action(30, READING)
-def read(world: World, pick: Pick) -> None:
-    world.read(one_of(READING(world), pick))
-
-
-@action(30, RUNNING)
-def complete(world: World, pick: Pick) -> None:
-    worker = one_of(RUNNING(world), pick)
-    if world.processes[worker].running not in world.endless:
-        seconds = DURATIONS[pick(len(DURATIONS))] if pick(8) == 7 else world.usual_duration
-        world.complete(worker, seconds, retriable=pick(4) == 3)
-
-
-@action(30, SENT)
-def look_at(world: World, pick: Pick) -> None:
-    world.look_at(one_of(SENT(world), pick))
-
-
-@action(2, ALIVE)
-def die(world: World, pick: Pick) -> None:
-    world.die(one_of(ALIVE(world), pick))
-
-
-@action(2, IDLE)
-def quit(world: World, pick: Pick) -> None:
-    # Not before the first task: that is when it looks at what it uses.
-    worker = one_of(IDLE(world), pick)
-    if world.processes[worker].served:
-        world.quit(worker)
-
-
-@action(1)
-def press(world: World, pick: Pick) -> None:
-    world.press(pick(3) == 2)
-
-
-@action(3, lambda world: world.scheduler.workers)
-def recycle(world: World, pick: Pick) -> None:
-    world.recycle(one_of(list(world.scheduler.workers.values()), pick))
-
-
-@action(12, lambda world: set(DEAD(world)) - set(world.lent))
-def reap(world: World, pick: Pick) -> None:
-    world.reap(one_of([w for w in DEAD(world) if w not in world.lent], pick))
-
-
-@action(4)
-def advance(world: World, pick: Pick) -> None:
-    world.advance(PAUSES[pick(len(PAUSES))])
-
-
-@action(2)
-def advance_to_deadline(world: World, pick: Pick) -> None:
-    world.apply_all()
-    world.advance_to_deadline()
-
-
-@action(2)
-def resize(world: World, pick: Pick) -> None:
-    world.resize(1 + pick(5))
-
-
-@action(1)
-def shutdown(world: World, pick: Pick) -> None:
-    if pick(40) == 39:  # most histories should last a while
-        world.shutdown(cancel=pick(2) == 1, kill=pick(4) == 3)
-
-
-@action(1)
-def break_(world: World, pick: Pick) -> None:
-    if pick(120) == 119:
-        world.break_()
-
 
 # ---------------------------------------------------------------------- random histories
 
@@ -296,19 +80,18 @@ class Histories(RuleBasedStateMachine):
             self.world.finish()
 
 
-def _add_rule(name: str) -> None:
-    _, among, function = ACTIONS[name]
-
+def _add_rule(action: Action) -> None:
     def run(self: Histories, data: Any) -> None:
-        function(self.world, lambda below: data.draw(st.integers(0, below - 1)))
+        found = action.possible(self.world)
+        action.run(self.world, found, lambda below: data.draw(st.integers(0, below - 1)))
 
-    run.__name__ = name
-    checked = precondition(lambda self: hasattr(self, "world") and bool(among(self.world)))
-    setattr(Histories, name, checked(rule(data=st.data())(run)))
+    run.__name__ = action.name
+    checked = precondition(lambda self: hasattr(self, "world") and action.possible(self.world))
+    setattr(Histories, action.name, checked(rule(data=st.data())(run)))
 
 
-for _name in ACTIONS:
-    _add_rule(_name)
+for _action in ACTIONS:
+    _add_rule(_action)
 
 TestHistories = pytest.mark.timeout(80)(Histories.TestCase)
 TestHistories.settings = settings(
@@ -319,22 +102,6 @@ TestHistories.settings = settings(
 )
 
 
-def walk(seed: int, steps: int) -> None:
-    """One random history, the same for the same seed."""
-    chance = random.Random(seed)
-    world = make_world(chance.randrange)
-    # Each history has its own habits: in some workers die often, in some nobody looks for long.
-    weights = {
-        name: weight * chance.choice((0.1, 1, 1, 1, 5)) for name, (weight, _, _) in ACTIONS.items()
-    }
-    for _ in range(steps):
-        possible = [name for name, (_, among, _) in ACTIONS.items() if among(world)]
-        (name,) = chance.choices(possible, [weights[name] for name in possible])
-        ACTIONS[name][2](world, chance.randrange)
-        world.check()
-    world.finish()
-
-
 @pytest.mark.parametrize("part", range(4))
 def test_random_walks(part: int) -> None:
     for number in range(max(1, int(100 * EFFORT))):
@@ -342,8 +109,35 @@ def test_random_walks(part: int) -> None:
         try:
             walk(seed, 200)
         except BaseException:
-            print(f"to replay: walk({seed}, 200)")
+            print(f"walk({seed}, 200) fails")
             raise
+
+
+def test_all_that_the_scheduler_can_be_told_happens_in_the_histories() -> None:
+    tally = histories.run(range(1500))
+    assert not tally.failures
+    assert tally.histories == 1500
+    assert not histories.never_happened(tally)
+
+
+def test_a_history_that_fails_can_be_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, error = histories.replay(7)
+    assert error is None
+    assert whole == histories.replay(7)[0], "the same seed, the same history"
+    assert whole != histories.replay(8)[0]
+
+    correct = Scheduler.recalled
+
+    def recalled(self: Scheduler, worker: Worker, unread: list[Task], now: float) -> None:
+        correct(self, worker, unread[1:], now)  # loses one
+
+    monkeypatch.setattr(Scheduler, "recalled", recalled)
+    tally = histories.run(range(100))
+    assert tally.failures
+    seed, reason = next(iter(tally.failures.items()))
+    lines, error = histories.replay(seed, last=10)
+    assert len(lines) == 10
+    assert error is not None and reason in error
 
 
 # ---------------------------------------------------------------------- direct tests
@@ -573,7 +367,7 @@ def test_a_task_that_is_late_is_stopped_and_what_was_sent_ahead_goes_on() -> Non
     assert not world.stopping
     world.advance(0.2)
     world.apply_all()
-    assert world.stopping == {worker}
+    assert list(world.stopping) == [worker]
     assert worker.doomed is late
     world.finish()
     assert isinstance(world.settled[late], Lost)
@@ -1345,6 +1139,51 @@ def test_a_lent_worker_of_a_pool_that_is_killed(used: bool) -> None:
     world.settle_down()
     assert world.scheduler.closed
     assert isinstance(world.settled[world.tasks[-1]], Refused)
+
+
+# Tasks whose pickling has to wait for another's.
+
+
+@pytest.mark.parametrize("can_recall", [True, False])
+@pytest.mark.parametrize("kill", [True, False])
+def test_a_task_that_was_cancelled_is_not_set_aside(kill: bool, can_recall: bool) -> None:
+    world, _ = warm(2, 0.5, can_recall=can_recall)
+    first, second = world.submit(2, slow_to_pickle=True)
+    world.apply_all()
+    world.send()  # the first is being pickled
+    assert second.worker is not None
+    worker = second.worker
+    world.taken.add(second)  # too late for the user to cancel it without asking
+    (world.stop if kill else world.cancel)(second)
+    assert second.cancel_wanted
+    at = [task for _, task, _ in world.outbox].index(second)
+    world.send(at)  # before anybody has carried out the decisions about it
+    world.apply_all()
+    assert world.settled[second] is CANCELLED
+    world.check()
+    world.finish()
+    assert world.settled[first] == "result"
+    assert worker.state != STARTING
+
+
+@pytest.mark.parametrize("most", [None, 50])
+def test_slow_pickling_does_not_keep_others_from_being_sent(most: int | None) -> None:
+    world, _ = warm(2, 0.5, max_tasks_per_child=most)
+    slow = world.submit(3, slow_to_pickle=True)
+    quick = world.submit(3)
+    world.apply_all()
+    for _ in range(20):
+        if world.outbox:
+            world.send()
+        world.apply_all()
+    assert world.pickling in slow
+    if most is None:
+        assert all(task.on_wire for task in quick[:2])
+        assert len(world.scheduler.waiting.aside) == 3
+    else:  # they wait in line: to replace each worker that had to leave one would be dearer
+        assert all(task.worker is not None for task in slow[:2])
+    world.finish()
+    assert set(world.settled.values()) == {"result"}
 
 
 # Shutting down.

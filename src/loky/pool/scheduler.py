@@ -275,7 +275,11 @@ class Scheduler:
         """The driver cannot pickle this assigned task now: its worker is free for others."""
         worker = _worker_of(task)
         self._unassign(worker, task)
-        self.waiting.set_aside(task)
+        if task.cancel_wanted:  # and nobody has read it
+            self._settle(task, CANCELLED)
+        else:
+            task.stop_wanted = None
+            self.waiting.set_aside(task)
         self._after_unassign(worker)
 
     def sent(self, worker: Worker, task: Task, now: float) -> None:

@@ -39,6 +39,10 @@ class Waiting:
     others : dict of int to deque of Task
         Those of lower priorities. Empty as a rule. When there are any, whoever takes one of `first`
         adds it to `overtaken`.
+    overtaken : int
+        How many were taken while others waited at lower priorities, since one of those was let go.
+    overtakes : int
+        How many may be, see `OVERTAKES`.
     delayed : list
         Those that are not to be handed out before a certain time: a heap.
     aside : deque of Task
@@ -52,6 +56,7 @@ class Waiting:
         self.dead = 0  # in `first` and `others`, but settled
         self.level = 0
         self.overtaken = 0
+        self.overtakes = OVERTAKES
         self._brought: Task | None = None  # the last that came back from aside
         self.delayed: list[tuple[float, int, Task]] = []
 
@@ -94,7 +99,7 @@ class Waiting:
         if not self.first:
             self.level = max(self.others)
             self.first = self.others.pop(self.level)
-        elif self.overtaken >= OVERTAKES:
+        elif self.overtaken >= self.overtakes:
             self.overtaken = 0
             self._let_the_oldest_go_first()
         return self.first
