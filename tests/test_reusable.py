@@ -316,3 +316,55 @@ def test_in_the_child_of_a_fork_there_is_another_one(gate: Gate) -> None:
     assert os.waitpid(child, 0)[1] == 0
     assert get_reusable_executor(max_workers=1) is executor
     assert executor.submit(os.getpid).result() == parents
+
+
+# ---------------------------------------------------------------------- what is the same
+
+
+class Ambiguous:
+    """Compared, it gives no yes and no no, as an array does."""
+
+    def __eq__(self, other: object) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_initargs_that_have_no_truth_value() -> None:
+    array = Ambiguous()
+    first = get_reusable_executor(1, initializer=print, initargs=(array,))
+    assert get_reusable_executor(1, initializer=print, initargs=[array]) is first
+    second = get_reusable_executor(1, initializer=print, initargs=(Ambiguous(),))
+    assert second is not first
+    first.shutdown()
+
+
+def test_what_the_caller_changes_afterwards_is_another_argument() -> None:
+    env = {"LOKY_TEST": "1"}
+    first = get_reusable_executor(1, env=env)
+    assert get_reusable_executor(1, env=env) is first
+    env["LOKY_TEST"] = "2"
+    second = get_reusable_executor(1, env=env)
+    assert second is not first
+    assert second.submit(os.getenv, "LOKY_TEST").result() == "2"
+    first.shutdown()
+
+
+def test_many_ways_to_say_the_same_context() -> None:
+    first = get_reusable_executor(1)
+    assert get_reusable_executor(1, context="loky") is first
+    assert get_reusable_executor(1, mp_context="loky") is first
+    assert get_reusable_executor(1, context=loky.backend.get_context("loky")) is first
+    other = get_reusable_executor(1, context="loky_init_main")
+    assert other is not first
+    assert get_reusable_executor(1, mp_context="loky_init_main") is other
+    first.shutdown()
+
+
+@pytest.mark.parametrize("reuse", [1, 0, None, "yes", [True]])
+def test_reuse_has_three_values(reuse: Any) -> None:
+    with pytest.raises(ValueError, match="reuse must be True, False or 'auto', got"):
+        get_reusable_executor(1, reuse=reuse)

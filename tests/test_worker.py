@@ -330,6 +330,21 @@ def test_a_task_can_start_processes_of_its_own(executor: ProcessPoolExecutor) ->
     assert executor.submit(worker_tasks.run_a_process, 41).result() == 42
 
 
+@pytest.mark.parametrize(
+    ("text", "told"), [("", False), ("abc", True), ("-1", True), ("1.5", True)]
+)
+def test_a_limit_of_nesting_that_is_no_number_is_left_out(
+    tmp_path: Path, text: str, told: bool
+) -> None:
+    code = "from loky.process_executor import MAX_DEPTH; print(MAX_DEPTH)"
+    done = run_script(tmp_path, code, env={"LOKY_MAX_DEPTH": text})
+    assert done.stdout == "10\n"
+    assert (
+        f"LOKY_MAX_DEPTH must be a whole number of at least 0, got '{text}'" in done.stderr
+    ) is told
+    assert bool(done.stderr) is told
+
+
 def test_executors_can_be_nested_up_to_the_limit(tmp_path: Path) -> None:
     code = """
 from loky import ProcessPoolExecutor

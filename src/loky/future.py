@@ -20,6 +20,8 @@ from collections.abc import Callable
 from concurrent import futures
 from typing import Any, Protocol, TypeVar
 
+from .checks import check_number
+
 T = TypeVar("T")
 
 # A future's lock is held for microseconds; one that is held this long was left so, see `_lock`.
@@ -199,6 +201,8 @@ class Future(futures.Future[T]):
             return
         if self._pool is not None:
             self._pool.will_wait()
+        if timeout is not None:
+            timeout = check_number("timeout", timeout, " or None")
         if not self._sleepers.sleep(self._is_over, timeout):
             raise futures.TimeoutError()
 

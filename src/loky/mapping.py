@@ -24,9 +24,9 @@ from itertools import islice
 from time import monotonic
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from .checks import check_number, check_whole
 from .chunks import FAIL, GO_ON, STOP, ForEach, Mixed
 from .future import FINISHED, Future
-from .task_options import check_whole
 
 T = TypeVar("T")
 
@@ -60,8 +60,6 @@ def map_options(
     """
     if not callable(fn):
         raise TypeError(f"map needs a callable, got {fn!r}")
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float))):
-        raise TypeError(f"timeout must be a number of seconds or None, got {timeout!r}")
     if not isinstance(ordered, bool):
         raise TypeError(f"ordered must be True or False, got {ordered!r}")
     if on_error not in ON_ERROR:
@@ -69,7 +67,7 @@ def map_options(
             f"on_error must be one of {', '.join(map(repr, ON_ERROR))}, got {on_error!r}"
         )
     return MapOptions(
-        timeout,
+        None if timeout is None else check_number("timeout", timeout, " or None"),
         check_whole("chunksize", chunksize, least=1),
         None if buffersize is None else check_whole("buffersize", buffersize, least=1),
         ordered,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from . import memory
+from .checks import check_seconds, check_whole
 from .initializers import _prepare_initializer
 from .wire import inheritance, pickling
 
@@ -110,8 +111,6 @@ def pool_options(
     TypeError, ValueError
         One of them is not what it must be.
     """
-    if context is not None and mp_context is not None and context is not mp_context:
-        raise TypeError("give either 'context' or its other name 'mp_context', not both")
     initializer, initargs = _prepare_initializer(initializer, _initargs(initargs))
     reducers = _reducers("job_reducers", job_reducers)
     hard = _memory("max_memory_per_worker", max_memory_per_worker)
@@ -125,7 +124,7 @@ def pool_options(
     return PoolOptions(
         max_workers=_max_workers(max_workers),
         timeout=_timeout(timeout),
-        start_method=_start_method(mp_context if context is None else context),
+        start_method=check_context(context, mp_context),
         initializer=initializer,
         initargs=initargs,
         env=_env(env),
@@ -150,29 +149,22 @@ def check_max_workers(value: Any) -> int:
     TypeError, ValueError
         It is not a whole number above 0.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"max_workers must be a whole number, got {value!r}")
-    number = int(value.__index__())
-    if number <= 0:
-        # Word for word what callers compare with; what was given can be seen in the call.
-        raise ValueError("max_workers must be greater than 0")
-    return number
+    # Word for word what callers compare with; what was given can be seen in the call.
+    text = "max_workers must be greater than 0"
+    return check_whole("max_workers", value, least=1, too_small=text)
 
 
-def check_seconds(option: str, value: Any, or_none: str = "") -> float:
-    """A number of seconds that was given explicitly.
+def check_context(context: Any, mp_context: Any) -> str:
+    """The start method that these two names of one option mean.
 
     Raises
     ------
     TypeError, ValueError
-        It is not a number of at least 0.
+        It is none that there is, or they mean two.
     """
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{option} must be a number of seconds{or_none}, got {value!r}")
-    seconds = float(value)
-    if not seconds >= 0:
-        raise ValueError(f"{option} must be at least 0 seconds, got {value!r}")
-    return seconds
+    if context is not None and mp_context is not None and context != mp_context:
+        raise TypeError("give either 'context' or its other name 'mp_context', not both")
+    return _start_method(mp_context if context is None else context)
 
 
 def check_relay(value: Any) -> tuple[str, ...]:
@@ -217,11 +209,7 @@ def _timeout(value: Any) -> float | None:
 def _max_tasks(value: Any) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"max_tasks_per_child must be a whole number or None, got {value!r}")
-    if value < 1:
-        raise ValueError(f"max_tasks_per_child must be at least 1, got {value}")
-    return value
+    return check_whole("max_tasks_per_child", value, least=1, or_none=" or None")
 
 
 def _initargs(value: Any) -> tuple[Any, ...]:
@@ -242,7 +230,7 @@ def _start_method(context: Any) -> str:
         method = getter() if callable(getter) else None
     if method == "fork":
         if method is context:  # by name: callers are used to a warning from making the context
-            warnings.warn("The start method 'fork' must not be used with loky.", stacklevel=4)
+            warnings.warn("The start method 'fork' must not be used with loky.", stacklevel=5)
         raise ValueError(
             "the start method 'fork' is not supported: locks and threads of libraries do not "
             f"survive it. Accepted: {', '.join(map(repr, START_METHODS))}"
@@ -264,10 +252,21 @@ def _env(env: Any) -> dict[str, str] | None:
     for name, value in env.items():
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
             raise ValueError(f"env has a name that no environment can hold: {name!r}")
-        result[name] = str(value)
+        result[name] = _env_value(name, value)
         if "\0" in result[name]:
             raise ValueError(f"env[{name!r}] is a value that no environment can hold: {value!r}")
     return result
+
+
+def _env_value(name: str, value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) or hasattr(value, "__index__") or hasattr(value, "__float__"):
+        return str(value)
+    raise TypeError(
+        f"env[{name!r}] must be a str, a number or a path, got {value!r}; what env leaves out, "
+        "workers have from this process"
+    )
 
 
 def _reducers(option: str, reducers: Any) -> dict[type, Callable[[Any], Any]] | None:
@@ -282,11 +281,13 @@ def _reducers(option: str, reducers: Any) -> dict[type, Callable[[Any], Any]] | 
 
 
 def _crash_policy(policy: Any) -> str:
+    name = "crash_policy"
     if policy is None:
+        name = "the environment variable LOKY_CRASH_POLICY"
         policy = os.environ.get("LOKY_CRASH_POLICY") or "isolate"
     if policy not in CRASH_POLICIES:
         raise ValueError(
-            f"crash_policy must be one of {', '.join(map(repr, CRASH_POLICIES))}, got {policy!r}"
+            f"{name} must be one of {', '.join(map(repr, CRASH_POLICIES))}, got {policy!r}"
         )
     return str(policy)
 

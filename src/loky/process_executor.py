@@ -10,12 +10,13 @@ it posts to the pool's inbox.
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import backend as _backend  # noqa: F401  # has multiprocessing know "loky"
 from . import nesting
+from .checks import check_seconds
 from .options import PoolOptions, check_max_workers, pool_options
 from .pool.supervisor import Supervisor
 from .submitting import Submitting
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .observe.stacks import StackDump
     from .observe.stats import Stats
 
-MAX_DEPTH = int(os.environ.get("LOKY_MAX_DEPTH", nesting.DEFAULT_MAX_DEPTH))
+MAX_DEPTH = nesting.max_depth()
 
 
 def __getattr__(name: str) -> Any:
@@ -62,7 +63,7 @@ class ProcessPoolExecutor(Submitting):
     initargs : tuple, optional
         The initializer's arguments.
     env : dict of str to str, optional
-        Added to the workers' environment before they start.
+        Added to the workers' environment before they start. Values may also be numbers or paths.
     max_tasks_per_child : int, optional
         Tasks after which a worker is replaced. Default: never.
     crash_policy : {"isolate", "break"}, optional
@@ -207,7 +208,6 @@ class ProcessPoolExecutor(Submitting):
             `timeout` is not a number of seconds.
         """
         from .observe.stacks import dump_stacks
-        from .options import check_seconds
 
         return dump_stacks(self._pool, check_seconds("timeout", timeout))
 
@@ -235,8 +235,15 @@ class ProcessPoolExecutor(Submitting):
         return not self._pool.refusing
 
     def __exit__(self, kind: object, value: object, traceback: object) -> None:
-        # After a Ctrl-C nobody wants to wait for what is still running.
-        self.shutdown(wait=True, kill_workers=kind is KeyboardInterrupt)
+        # After a Ctrl-C nobody wants to wait for what is still running. One that a task has raised
+        # is an error like others.
+        interrupted = isinstance(value, KeyboardInterrupt) and not _came_from_a_task(value)
+        self.shutdown(wait=True, kill_workers=interrupted)
+
+
+def _came_from_a_task(error: BaseException) -> bool:
+    errors = sys.modules.get(f"{__package__}.errors")  # not there: nothing has gone wrong so far
+    return errors is not None and isinstance(error.__cause__, errors.RemoteTraceback)
 
 
 def _check_depth() -> None:

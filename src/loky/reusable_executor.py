@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
-from .options import check_max_workers, check_relay
+from .options import check_context, check_max_workers, check_relay
 from .process_executor import ProcessPoolExecutor
 from .task_options import TaskOptions, pool_task_options
 
@@ -83,8 +83,10 @@ def get_reusable_executor(
         If another executor has to be made: end the old one's workers now instead of letting
         them complete their work.
     reuse : {"auto", True, False}
-        ``"auto"``: reuse the executor if it was made with the same arguments, apart from
-        `max_workers`; ``True``: whatever its arguments; ``False``: make a new one.
+        ``"auto"``: reuse the executor if it was made with equal arguments, apart from
+        `max_workers`. A lambda or a closure that is made anew for each call equals none before it,
+        nor does an array: give the same object, or each call gets workers of its own.
+        ``True``: whatever its arguments; ``False``: make a new one.
     context, mp_context, job_reducers, result_reducers, initializer, initargs, env
         See `loky.ProcessPoolExecutor`.
     max_tasks_per_child, crash_policy, task_options, relay
@@ -174,15 +176,15 @@ class _ReusablePoolExecutor(ProcessPoolExecutor):
     ) -> tuple[_ReusablePoolExecutor, bool]:
         """The executor, and whether it was there before."""
         global _executor, _executor_kwargs
-        if reuse not in (True, False, "auto"):
+        if not (isinstance(reuse, bool) or (isinstance(reuse, str) and reuse == "auto")):
             raise ValueError(f"reuse must be True, False or 'auto', got {reuse!r}")
         if max_workers is not None:
             max_workers = check_max_workers(max_workers)
-        kwargs = {**_DEFAULTS, "context": context, "timeout": timeout, **options}
+        kwargs = {**_DEFAULTS, "context": context, "timeout": timeout, **_copied(options)}
         with _executor_lock:
             old = _executor
             # A subclass has promised its callers more than an executor that is not of it can keep.
-            if old is not None and old._open and isinstance(old, cls) and _fits(reuse, kwargs):
+            if old is not None and old._open and isinstance(old, cls) and _fits(old, reuse, kwargs):
                 if max_workers is None:
                     max_workers = old._max_workers if reuse is True else _default_workers()
                 old._resize(max_workers)
@@ -199,8 +201,37 @@ class _ReusablePoolExecutor(ProcessPoolExecutor):
         return new, False
 
 
-def _fits(reuse: bool | str, kwargs: dict[str, Any]) -> bool:
-    return reuse is True or (reuse == "auto" and kwargs == _executor_kwargs)
+def _copied(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that stay what they are when the caller changes what was given."""
+    copied = dict(options)
+    for name in ("env", "job_reducers", "result_reducers"):
+        if isinstance(options.get(name), Mapping):  # else the executor will say what is wrong
+            copied[name] = dict(options[name])
+    if isinstance(options.get("initargs"), Iterable):
+        copied["initargs"] = tuple(options["initargs"])
+    return copied
+
+
+def _fits(old: ProcessPoolExecutor, reuse: bool | str, kwargs: dict[str, Any]) -> bool:
+    """Whether the executor that is there will do."""
+    if reuse != "auto" or _executor_kwargs is None:
+        return reuse is True
+    if check_context(kwargs["context"], kwargs["mp_context"]) != old._options.start_method:
+        return False
+    # `context` has many ways to say the same, and has been compared.
+    return _executor_kwargs.keys() == kwargs.keys() and all(
+        _equal(value, _executor_kwargs[name])
+        for name, value in kwargs.items()
+        if name not in ("context", "mp_context")
+    )
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values are certainly equal. Not so arrays: they would be compared one by one."""
+    try:
+        return one is other or bool(one == other)
+    except Exception:  # no answer, or one that is neither yes nor no
+        return False
 
 
 def _get_next_executor_id() -> int:

@@ -45,7 +45,8 @@ class Submitting(Executor):
         Returns
         -------
         loky.Future
-            The call's future result.
+            The call's future result. `result` raises whatever the call raised: also `SystemExit`
+            and `KeyboardInterrupt`, which end a program that does not catch them.
 
         Raises
         ------

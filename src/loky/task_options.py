@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from .checks import check_seconds, check_whole
+
 # What can end a task's worker, by the names that `retry_on` takes.
 CRASH, TIMEOUT, MEMORY = "crash", "timeout", "memory"
 CAUSES = (CRASH, TIMEOUT, MEMORY)
@@ -122,30 +124,8 @@ def pool_task_options(given: Any) -> TaskOptions | None:
 # ---------------------------------------------------------------------- validation
 
 
-def seconds_of(name: str, value: Any, *, positive: bool = False) -> float:
-    """A number of seconds: finite or not, but not negative, and not nothing if `positive`."""
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
-    seconds = float(value)
-    if not (seconds > 0 if positive else seconds >= 0):
-        raise ValueError(
-            f"{name} must be {'more than' if positive else 'at least'} 0 seconds, got {value!r}"
-        )
-    return seconds
-
-
 def _timeout(value: Any) -> float | None:
-    return None if value is None else seconds_of("timeout", value, positive=True)
-
-
-def check_whole(name: str, value: Any, *, least: int | None = None) -> int:
-    """A whole number, no smaller than `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    number = int(value.__index__())
-    if least is not None and number < least:
-        raise ValueError(f"{name} must be >= {least}, got {number}")
-    return number
+    return None if value is None else check_seconds("timeout", value, positive=True)
 
 
 def _retries(value: Any) -> int:
@@ -169,8 +149,8 @@ def _backoff(value: Any) -> float | tuple[float, ...]:
     if isinstance(value, (list, tuple)):
         if not value:
             raise ValueError("backoff must name at least one number of seconds, got an empty one")
-        return tuple(seconds_of("backoff", seconds) for seconds in value)
-    return seconds_of("backoff", value)
+        return tuple(check_seconds("backoff", seconds) for seconds in value)
+    return check_seconds("backoff", value)
 
 
 def _priority(value: Any) -> int:
@@ -184,7 +164,7 @@ def _name(value: Any) -> str | None:
 
 
 def _kill_grace(value: Any) -> float:
-    return seconds_of("kill_grace", value)
+    return check_seconds("kill_grace", value)
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
