@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -504,6 +505,14 @@ def fork_and_raise_twice(path: str) -> int:
         raise RuntimeError("the child's")
     os.waitpid(pid, 0)
     raise LookupError("the worker's")
+
+
+def status_of_a_child_that(function: Callable[..., Any], *arguments: Any) -> int:
+    """The exit status of a fork that calls this and returns, and what it wrote there."""
+    pid = os.fork()
+    if pid == 0:
+        return function(*arguments)  # type: ignore[no-any-return]
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 # ---------------------------------------------------------------------- to be stopped

@@ -472,9 +472,9 @@ def test_the_child_of_a_fork_cannot_use_the_pool_but_can_make_one(gate: Gate) ->
         waiting = executor.submit(abs, -7)
 
         def child() -> bool:
-            with pytest.raises(ShutdownExecutorError):
+            with pytest.raises(ShutdownExecutorError, match="forked from the one that owns"):
                 executor.submit(abs, 1)
-            with pytest.raises(ShutdownExecutorError):
+            with pytest.raises(ShutdownExecutorError, match="forked from the one that owns"):
                 running.result()  # would wait for ever
             executor.shutdown()  # leaving the block: nothing to do here
             with ProcessPoolExecutor(2) as mine:
@@ -562,6 +562,44 @@ def test_a_fork_inside_a_task_gives_one_result(gate: Gate) -> None:
         # Nothing is out of step: results still belong to their tasks.
         assert list(executor.map(abs, range(50))) == list(range(50))
         assert executor.submit(os.getpid).result() == pid
+
+
+CHILDREN = f"""
+import sys
+sys.path.insert(0, {HERE!r})
+from pool_tasks import status_of_a_child_that as status
+from loky import ProcessPoolExecutor
+def fail():
+    raise LookupError("the child's")
+with ProcessPoolExecutor(1) as executor:
+    print(executor.submit(status, abs, -1).result())
+    print(executor.submit(status, fail).result())
+    print(executor.submit(status, sys.exit, 7).result())
+    print(executor.submit(status, sys.exit).result())
+"""
+
+
+def test_a_fork_inside_a_task_ends_as_a_program_does(tmp_path: Path) -> None:
+    done = run_script(tmp_path, CHILDREN)
+    assert done.stdout.split() == ["0", "1", "7", "0"]
+    assert done.stderr.count("Traceback (most recent call last)") == 1
+    assert done.stderr.endswith("LookupError: the child's\n")
+
+
+CLOSES = """
+import os
+from loky import ProcessPoolExecutor, TerminatedWorkerError
+with ProcessPoolExecutor(1) as executor:
+    try:
+        executor.submit(os.closerange, 3, 1000).result()
+    except TerminatedWorkerError as error:
+        print("EXIT(1)" in str(error))
+"""
+
+
+def test_a_task_that_closes_every_descriptor(tmp_path: Path) -> None:
+    done = run_script(tmp_path, CLOSES)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 # ---------------------------------------------------------------------- the interpreter's end

@@ -183,6 +183,52 @@ def test_a_function_that_answers_every_question(pool: ProcessPoolExecutor, name:
         assert "TypeError: not this one" in str(error)
 
 
+def test_the_search_for_the_culprit_is_short_however_much_there_is() -> None:
+    counted = 0
+
+    def dump(value: Any) -> bytes:
+        nonlocal counted
+        counted += 1
+        return pickle.dumps(value)
+
+    many = [*range(100_000), threading.Lock()]
+    assert pickling.where_it_fails(many, "it", dump) == "it[100000]"
+    table = {number: {number: None} for number in range(100_000)}
+    table[77_777]["x"] = threading.Lock()  # type: ignore[index, assignment]
+    assert pickling.where_it_fails(table, "it", dump) == "it[77777]['x']"
+    assert counted < 100
+    deep: Any = threading.Lock()
+    for _ in range(30):
+        deep = [deep]
+    path = pickling.where_it_fails(deep, "it", dump)
+    assert path == "it" + "[0]" * 6 + " ... " + "[0]" * 6
+    # What runs in circles ends, and what fails only as a whole has no part to blame.
+    circle: list[Any] = [1]
+    circle += [circle, threading.Lock()]
+    assert pickling.where_it_fails(circle, "it", dump) == "it[2]"
+    assert pickling.where_it_fails([1, 2], "it", dump) == "it"
+
+
+class Holder:
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+    def work(self) -> None:
+        raise AssertionError("never called")
+
+
+def test_what_belongs_to_this_process_says_so(pool: ProcessPoolExecutor) -> None:
+    for held, name in (
+        (pool, "a ProcessPoolExecutor"),
+        (pool.options(priority=1), "a ExecutorView"),
+        (pool.submit(abs, 1), "a Future"),
+    ):
+        error = amid_others(pool, Holder(held).work)
+        assert isinstance(error, TaskPicklingError)
+        text = f"function.__self__.held: TypeError: {name} cannot be sent to a worker"
+        assert text in str(error)
+
+
 def test_a_module_that_runs_code_when_it_is_asked_for_a_name(
     pool: ProcessPoolExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

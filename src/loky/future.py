@@ -145,6 +145,11 @@ class Future(futures.Future[T]):
         self._task: Any = None  # the scheduler's record, while there is one
         self._taken = False  # the pool is sending it, or has sent it
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Future cannot be sent to a worker: it is settled in this process. Send its result()"
+        )
+
     # ------------------------------------------------------------------ asking
 
     def result(self, timeout: float | None = None) -> T:

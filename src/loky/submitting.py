@@ -188,6 +188,13 @@ class Submitting(Executor):
         """
         return ExecutorView(self, task_options(options, self._task_options))
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be sent to a worker: it belongs to this process. An "
+            "object that has one and is sent along, `self` of a method for instance, has to leave "
+            "it out (`__getstate__`); a worker may make its own with get_reusable_executor()"
+        )
+
     def _submit_for_map(self) -> Submit:
         options = self._task_options
         retries = options is not None and options.retries > 0 and bool(options.exceptions)
@@ -218,6 +225,7 @@ class Submitting(Executor):
         pool = self._pool
         if pool.broken is not None:
             raise error_for(pool.broken)
+        pool.refuse_elsewhere()
         if lifetime.interpreter_is_leaving:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         raise ShutdownExecutorError("cannot schedule new futures after shutdown")

@@ -260,6 +260,16 @@ class Supervisor:
         """Why nothing can run any more, if that is so."""
         return self.scheduler.broken
 
+    def refuse_elsewhere(self) -> None:
+        """Raise if this is the child of a fork, and the pool its parent's."""
+        if self.state == ABANDONED:
+            from ..errors import ShutdownExecutorError
+
+            raise ShutdownExecutorError(
+                "this process was forked from the one that owns the executor: its futures will be "
+                "settled there, not here. Make an executor of this process's own"
+            )
+
     @property
     def refusing(self) -> bool:
         """Whether nothing can be submitted: shut down, broken, abandoned or leaving."""
@@ -385,13 +395,7 @@ class Supervisor:
 
     def will_wait(self) -> None:
         """See `future.Canceller`."""
-        if self.state == ABANDONED:
-            from ..errors import ShutdownExecutorError
-
-            raise ShutdownExecutorError(
-                "this process was forked from the one that owns the executor: the future will be "
-                "settled there, not here"
-            )
+        self.refuse_elsewhere()
         self._watch.will_wait()
         if self._telling.tellers:
             self._telling.will_wait()

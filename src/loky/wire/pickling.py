@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import sys
 from io import BytesIO
+from time import monotonic
 
 from . import picklers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 try:
@@ -175,22 +176,46 @@ def where_it_fails(value: Any, name: str, dump: Callable[[Any], bytes] = dumps_a
     str
         For example ``"arg 0.model['lock']"``, or `name` itself when no part alone is to blame.
     """
-    path = name
+    labels: list[str] = []
     seen: set[int] = set()
-    while len(seen) < 50:
+    deadline = monotonic() + _SEARCH_SECONDS
+    while len(seen) < 50 and monotonic() < deadline:
         seen.add(id(value))
         try:
-            parts = _parts(value)
-        except Exception:  # it does not even tell what it is made of
-            return path
-        for label, part in parts:
-            if id(part) not in seen and fails(part, dump):
-                path += label
-                value = part
+            parts, label = _parts(value)
+            found = _first_that_fails(parts, seen, dump, deadline)
+            if found < 0:
                 break
+            labels.append(label(found))
+        except Exception:  # it does not even tell what it is made of, or how that is called
+            break
+        value = parts[found]
+    if len(labels) > _MOST_LABELS:  # nested too deep, say
+        labels[_MOST_LABELS // 2 : -_MOST_LABELS // 2] = [" ... "]
+    return name + "".join(labels)
+
+
+# A courtesy must not take long; what a single attempt takes comes on top.
+_SEARCH_SECONDS = 1.0
+_MOST_LABELS = 12
+
+
+def _first_that_fails(
+    parts: Sequence[object], seen: set[int], dump: Callable[[Any], bytes], deadline: float
+) -> int:
+    """Which part cannot be pickled, -1 for none. Halves, so that many parts cost hardly more."""
+    first, last = 0, len(parts)
+    while last - first > 1:
+        if monotonic() > deadline:
+            return -1
+        middle = (first + last) // 2
+        if fails([part for part in parts[first:middle] if id(part) not in seen], dump):
+            last = middle
         else:
-            return path
-    return path
+            first = middle
+    if first == last or id(parts[first]) in seen or not fails(parts[first], dump):
+        return -1
+    return first
 
 
 def fails(value: object, dump: Callable[[Any], bytes] = dumps_any) -> bool:
@@ -202,14 +227,26 @@ def fails(value: object, dump: Callable[[Any], bytes] = dumps_any) -> bool:
     return False
 
 
-def _parts(value: Any) -> list[tuple[str, object]]:
+def _parts(value: Any) -> tuple[Sequence[object], Callable[[int], str]]:
+    """What a value is made of, and what to call the part at a position."""
     kind = type(value)
     if kind in (tuple, list):
-        return [(f"[{i}]", item) for i, item in enumerate(value)]
+        return value, lambda i: f"[{i}]"
     if kind is dict:
-        return [(f"[{key!r}]", item) for key, item in value.items()]
+        keys = list(value)
+        return list(value.values()), lambda i: f"[{keys[i]!r}]"
     if kind in (set, frozenset):
-        return [(f"{{{item!r}}}", item) for item in value]
+        items = list(value)
+        return items, lambda i: f"{{{items[i]!r}}}"
+    named = _named_parts(value, kind)
+    return [part for _, part in named], lambda i: named[i][0]
+
+
+_Method = type(_parts.__get__(0))
+
+
+def _named_parts(value: Any, kind: type) -> list[tuple[str, object]]:
+    # By type and not by what it has: some objects, mocks for instance, have all that is asked for.
     parts: list[tuple[str, object]] = []
     if kind is type(where_it_fails):
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=False)
@@ -222,11 +259,16 @@ def _parts(value: Any) -> list[tuple[str, object]]:
         parts += [(f" global {n!r}", value.__globals__[n]) for n in names]
         parts += [(f" default {i}", item) for i, item in enumerate(value.__defaults__ or ())]
         return parts
-    if hasattr(value, "__func__") and hasattr(value, "__self__"):
+    if kind is _Method:
         return [(".__self__", value.__self__), (".__func__", value.__func__)]
-    if hasattr(value, "func") and hasattr(value, "args") and hasattr(value, "keywords"):
+    try:
+        value.__reduce_ex__(PROTOCOL)
+    except BaseException:  # it is to blame itself, whatever it is made of
+        return []
+    functools = sys.modules.get("functools")  # which a worker need not import for this
+    if functools is not None and issubclass(kind, functools.partial):
         parts += [(".func", value.func), (".args", value.args), (".keywords", value.keywords)]
-    if isinstance(value, type):
+    if issubclass(kind, type):
         return parts
     parts += [(f".{key}", item) for key, item in getattr(value, "__dict__", {}).items()]
     for cls in kind.__mro__:

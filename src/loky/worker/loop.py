@@ -46,7 +46,7 @@ class Line:
     def send(self, kind: int, task_id: int, payload: bytes = b"", seconds: float = 0.0) -> None:
         """Send a frame whole."""
         if self.forked:  # this is a child that the task made and let return: not ours to answer
-            os._exit(0)
+            _leave_as_child(kind, payload)
         head = protocol.frame_head(kind, task_id, len(payload), seconds)
         with self.sending:
             self.end.send(head, payload)
@@ -112,7 +112,10 @@ def serve(line: Line, send: Callable[..., None], limits: tuple[int | None, int |
             return
         reply, data, seconds, used = run(payload, prefix)
         payload = None  # frees a large one before waiting for the next
-        send(reply, task_id, data, seconds)
+        try:
+            send(reply, task_id, data, seconds)
+        except OSError:  # a task has closed every descriptor: the parent will see this end
+            sys.exit(1)
         del data, used
         if perf_counter() >= look_at:
             if look is None:
@@ -122,6 +125,23 @@ def serve(line: Line, send: Callable[..., None], limits: tuple[int | None, int |
             look_at = look()
             if look_at < 0:  # it leaves, see there
                 return
+
+
+def _leave_as_child(reply: int, data: bytes) -> None:
+    """End a child that a task made and let return, as if the task had been its program."""
+    code = 0
+    try:
+        if reply not in (protocol.VALUE, protocol.PICKLE):
+            code = 1
+            text, _, pickled = protocol.unpack_error(data)
+            error = pickling.loads(pickled) if pickled else None
+            if isinstance(error, SystemExit) and (error.code is None or type(error.code) is int):
+                code = error.code or 0
+            else:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+    finally:
+        os._exit(code & 0xFF)
 
 
 def run(
