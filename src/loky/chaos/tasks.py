@@ -181,7 +181,9 @@ def _hold_the_gil(path: str, number: int, seconds: float, size: int) -> None:
 def _sleep_with_the_gil(path: str, number: int, seconds: float, size: int) -> None:
     import ctypes
 
-    ctypes.PyDLL(None).sleep(int(seconds))
+    left = int(seconds)
+    while left:  # a signal, such as the one that asks for stacks, ends the sleep
+        left = ctypes.PyDLL(None).sleep(left)
 
 
 def _sleep_without_sigterm(path: str, number: int, seconds: float, size: int) -> None:
