@@ -30,7 +30,7 @@ ROOMS = {
     "loky.observe.arguments": {"loky.wire"},
     "loky.observe.chronicle": {"loky.observe.events", "loky.pool"},
     "loky.observe.events": set(),
-    "loky.observe.postmortem": {"loky.observe.arguments"},
+    "loky.observe.postmortem": {"loky.memory", "loky.observe.arguments"},
     "loky.pool": {
         "loky.observe.arguments",
         "loky.observe.chronicle",

@@ -108,6 +108,9 @@ def test_a_task_that_takes_too_much_is_ended_and_nothing_else(gate: Gate) -> Non
         assert type(error) is TaskMemoryError
         assert isinstance(error, TerminatedWorkerError) and isinstance(error, MemoryError)
         assert error.limit == 100 * MB < error.peak
+        assert error.post_mortem is not None and error.post_mortem.peak_memory is not None
+        assert error.post_mortem.peak_memory >= error.peak
+        assert executor.stats().restarts == {"memory": 1}
         assert error.task == "pool_tasks.hoard" and error.exitcode == -9
         text = str(error)
         assert "more than max_memory_per_worker allows (100 MB)" in text

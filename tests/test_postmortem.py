@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import worker_tasks
-from pool_tasks import fault, killed, leave_with_three, pass_through
+from pool_tasks import echo, fault, killed, leave_with_three, pass_through
 from rendezvous import Gate, kill
 
 import loky
-from loky import PostMortem, ProcessPoolExecutor, TerminatedWorkerError
+from loky import PostMortem, ProcessPoolExecutor, TaskTimeoutError, TerminatedWorkerError
+from loky.memory import readable
 from loky.observe import arguments
-from loky.observe.postmortem import size
 from loky.pool.port import Port
 
 
@@ -92,7 +92,7 @@ def test_the_peak_memory_if_it_is_certainly_the_worker_s() -> None:
     found = post_mortem(worker_tasks.use_memory_and_die, mine + extra)
     assert found.peak_memory is not None
     assert mine + extra <= found.peak_memory < mine + 4 * extra
-    assert f"peak memory    {size(found.peak_memory)}" in str(found)
+    assert f"peak memory    {readable(found.peak_memory)}" in str(found)
 
 
 def test_a_peak_that_may_be_this_process_s_own_is_not_told() -> None:
@@ -139,15 +139,6 @@ def test_out_of_memory_and_attempts_are_told() -> None:
     assert "out of memory  yes: the kernel ended it" in str(killed)
     assert "attempt 1      it crashed" in str(killed) and "attempt 2      again" in str(killed)
     assert "out of memory  no" in str(replace(unknown, out_of_memory=False))
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"),
-     (3 << 30, "3.0 GiB"), (1 << 50, "1024.0 TiB")],
-)  # fmt: skip
-def test_sizes_for_people(count: int, text: str) -> None:
-    assert size(count) == text
 
 
 # ---------------------------------------------------------------------- arguments
@@ -202,7 +193,7 @@ def test_descriptions_are_short() -> None:
 
 def test_arguments_in_reports(tmp_path: Path) -> None:
     assert post_mortem(worker_tasks.take_and_die, 1, "a", key=[2]).arguments == "1, 'a', key=[2]"
-    # What has to travel by value, or by more than builtin code, is not kept.
+    # What is not kept is told by its type.
     found = post_mortem(lambda *args, **kwargs: os._exit(1), 1, tmp_path, key=[2])
     assert found.arguments == f"1, <{type(tmp_path).__name__}>, key=<list of 1>"
     assert f"({found.arguments})" in str(found)
@@ -226,3 +217,22 @@ def test_arguments_are_not_kept_for_it(tmp_path: Path) -> None:
 
 def test_it_is_a_public_name() -> None:
     assert loky.PostMortem is PostMortem and "PostMortem" in loky.__all__
+
+
+# ---------------------------------------------------------------------- with what else there is
+
+
+def test_a_time_out_has_the_stack_and_retries_their_attempts(tmp_path: Path) -> None:
+    with Gate(tmp_path) as gate, ProcessPoolExecutor(1) as executor:
+        executor.submit(echo).result()  # the tasks' module is there
+        future = executor.options(timeout=0.5).submit(pass_through, gate.path)
+        error = future.exception()
+        assert isinstance(error, TaskTimeoutError) and error.post_mortem is not None
+        assert error.post_mortem.stack == error.stack and "in wait_at" in error.stack
+        error = executor.options(retries=1).submit(killed).exception()
+        assert isinstance(error, TerminatedWorkerError) and error.post_mortem is not None
+        assert len(error.post_mortem.attempts) == len(error.attempts) == 1
+        assert "attempt 1      TerminatedWorkerError: " in str(error.post_mortem)
+        stats = executor.stats()
+    assert (stats.failed, stats.retried) == (2, 1)
+    assert stats.restarts == {"timeout": 1, "crash": 2}

@@ -3,8 +3,9 @@
 Guarantees:
 
 - no code of the user's runs: of what is not a plain value only the type is named;
-- a task that goes well pays a look at the types of its arguments, and that only if these had to be
-  pickled by more than builtin code. Descriptions are made when something has gone wrong.
+- a task that goes well pays a look at the types of its arguments, and that only if these are not
+  kept as they are: if they are large, or more than plain values. Descriptions are made when
+  something has gone wrong.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class _Type(str):
 
 def sketch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
     """What is kept of arguments that are not: small plain values, and types."""
+    if not kwargs and len(args) <= _MOST_ARGUMENTS:
+        return [_sketch(value) for value in args], {}, False
     names = list(kwargs)[: max(0, _MOST_ARGUMENTS - len(args))]
     return (
         [_sketch(value) for value in args[:_MOST_ARGUMENTS]],

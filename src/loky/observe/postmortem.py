@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..memory import readable
 from .arguments import arguments_of
 
 
@@ -42,7 +43,8 @@ class PostMortem:
     peak_memory : int or None
         The most physical memory, in bytes, that the worker, or one of those programs, has had at
         any time. Known only if that was more than this process itself has had: the kernel
-        hands the figure of a process on to the programs that it starts.
+        hands the figure of a process on to the programs that it starts. Of one that was ended for
+        its use of memory, that use, if nothing more is known.
     out_of_memory : bool or None
         Whether the kernel ended it because memory had run out, by the kernel's own counters;
         ``None`` if they cannot be read.
@@ -78,7 +80,7 @@ class PostMortem:
         if self.cpu_seconds is not None:
             lines.append(f"  CPU time       {self.cpu_seconds:.3g} s in its whole life")
         if self.peak_memory is not None:
-            lines.append(f"  peak memory    {size(self.peak_memory)}")
+            lines.append(f"  peak memory    {readable(self.peak_memory)}")
         if self.out_of_memory is not None:
             told = "yes: the kernel ended it" if self.out_of_memory else "no, says the kernel"
             lines.append(f"  out of memory  {told}")
@@ -96,13 +98,6 @@ class PostMortem:
         if self.signal is not None:
             return f"{self.signal} (signal {-self.exitcode})"
         return f"itself, with exit code {self.exitcode}"
-
-
-def size(count: int) -> str:
-    """A number of bytes for people."""
-    power = min(4, max(0, count.bit_length() - 1) // 10)
-    unit = ("bytes", "KiB", "MiB", "GiB", "TiB")[power]
-    return f"{count} bytes" if not power else f"{count / 1024**power:.1f} {unit}"
 
 
 def add_arguments(error: Any, task: Any) -> None:
@@ -143,26 +138,29 @@ def examine(death: Any, task: str | None, seconds: float) -> PostMortem:
         signal=exit.signal(),
         seconds=None if task is None else seconds,
         cpu_seconds=None if usage is None else usage.ru_utime + usage.ru_stime,
-        peak_memory=None if usage is None else peak_of(usage),
+        peak_memory=_peak(usage, death.excess),
         out_of_memory=death.out_of_memory,
         stack=death.fault or death.stacks,
         stderr=death.stderr,
     )
 
 
-def peak_of(usage: Any) -> int | None:
+def _peak(usage: Any, excess: Any) -> int | None:
     """The peak memory of a process that has ended, in bytes, if this can be known.
 
     Parameters
     ----------
-    usage : resource.struct_rusage
+    usage : resource.struct_rusage or None
         As `os.wait4` reports it.
+    excess : loky.pool.outcome.Excess or None
+        What it was ended for.
     """
-    import resource
-    import sys
+    known = [] if excess is None else [int(excess.used)]
+    if usage is not None:
+        import resource
+        import sys
 
-    # A process begins with the figure of the one that started it, and keeps it after exec.
-    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if usage.ru_maxrss <= mine:
-        return None
-    return int(usage.ru_maxrss) * (1 if sys.platform == "darwin" else 1024)
+        # A process begins with the figure of the one that started it, and keeps it after exec.
+        if usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
+            known.append(usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    return max(known, default=None)

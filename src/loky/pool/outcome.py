@@ -150,9 +150,14 @@ def encode(task: Task, reducers: Any) -> BaseException | None:
         task.message = make_payload(data)
     except BaseException as error:
         return _unpicklable(task, error, reducers)
-    if task.control is None or not task.control.options.retries:
+    if task.control is not None and task.control.options.retries:
+        return None
+    if len(data) > protocol.INLINE_LIMIT or not (
+        pickling.is_plain(task.args) and pickling.is_plain(task.kwargs)
+    ):
+        # A large one need not be held twice, and what is the user's is not for the leader to drop.
         task.sketch = sketch(task.args, task.kwargs)
-        task.args = task.kwargs = None  # a large one need not be held twice
+        task.args = task.kwargs = None
     return None
 
 
