@@ -274,7 +274,7 @@ def test_an_idle_pool_with_limits_has_nothing_to_wake_up_for(looks: Looks) -> No
         pool = executor._pool
         assert executor.submit(abs, -1).result() == 1
         deadline = time.monotonic() + PATIENCE
-        while pool._timeout() is not None:
+        while pool._timeout(pool.scheduler.deadline()) is not None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         before = looks.count
