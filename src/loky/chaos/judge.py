@@ -46,7 +46,13 @@ OWN_ERRORS = {
 # Whose exception carries the number of the call.
 NUMBERED = {"raise", "flaky-raise", "sys-exit", "interrupt"}
 # What ended an attempt, by the name of the exception's class, as `retry_on` names it.
-CAUSES = {"TerminatedWorkerError": "crash", "TaskTimeoutError": "timeout"}
+CAUSES = {
+    "TerminatedWorkerError": "crash",
+    "TaskTimeoutError": "timeout",
+    "TaskMemoryError": "memory",
+}
+# These never end by themselves.
+ENDLESS = {"stuck", "hog", "overdue", "overdue-deaf", "overdue-gil"}
 DEFAULT_RETRY_ON = ("crash", "timeout", "memory")
 BROKEN = {"BrokenProcessPool", "TerminatedWorkerError"}
 
@@ -179,7 +185,7 @@ class _Judge:
 
     def _of_value(self, call: Call, outcome: Outcome, begun: int) -> Iterable[str]:
         fails = call.kind in OWN_ERRORS or call.kind in END_CODES
-        if call.kind.startswith("overdue") or (fails and call.kind not in FLAKY):
+        if call.kind in ENDLESS or (fails and call.kind not in FLAKY):
             yield f"it has {outcome}, but cannot have a value"
             return
         right = expected(call.number, call.kind, call.seconds, call.size)
@@ -223,6 +229,8 @@ class _Judge:
         if name == "TaskTimeoutError":
             limit = _option(call, "timeout", None)
             return limit is not None and error.seconds >= limit
+        if name == "TaskMemoryError":
+            return call.kind == "hog" and error.peak > error.limit
         if name == "ShutdownExecutorError" and facts.killed:
             return True
         if name in BROKEN and facts.breakable:

@@ -55,6 +55,7 @@ GOOD = {
     "closure": 4,
     "hold-the-gil": 3,
     "leak": 2,
+    "talk": 2,
     "thread": 2,
     "fork": 2,
     "fork-and-wait": 1,
@@ -84,6 +85,7 @@ OPTIONAL = {
     "overdue-gil": 1,
     "flaky-raise": 3,
     "flaky-exit": 2,
+    "hog": 2,
 }
 
 # What a callback does besides being counted.
@@ -92,6 +94,10 @@ CALLBACKS = {"count": 20, "submit": 2, "wait": 2, "raise": 1, "slow": 1, "cancel
 SIGNALS = {"KILL": 5, "TERM": 2, "SEGV": 2, "STOP": 4}
 
 BOMBS = 2
+
+# What tasks leak gets above the first in a while; only what hogs memory gets above the second.
+RECYCLE_BYTES = 30 << 20
+MOST_BYTES = 120 << 20
 
 # By the tasks after which workers are replaced: how much rarer actions are.
 DEAR = {1: 25, 3: 10, 20: 3}
@@ -120,6 +126,9 @@ class _Planner:
             "max_tasks_per_child": draw.choice([None, None, None, 1, 3, 20]),
             "initializer": draw.choice(["", "", "", "quick", "slow"]),
             "crash_policy": "isolate",
+            "recycle_memory_per_worker": draw.choice([None, None, None, RECYCLE_BYTES]),
+            "max_memory_per_worker": draw.choice([None, None, None, MOST_BYTES]),
+            "relay": draw.choice(["", "", "logging,warnings"]),
         }
         ending = self._one({"drain": 6, "shutdown": 4, "kill": 3, "cancel": 3, "collect": 3})
         if draw.random() < 0.08:
@@ -163,6 +172,10 @@ class _Planner:
 
     def _call(self, kind: str) -> Call:
         draw = self.random
+        if kind == "hog" and self.episode.options["max_memory_per_worker"] is None:
+            kind = "leak"  # nobody would stop it
+        if kind == "talk" and not self.episode.options["relay"]:
+            kind = "quick"  # it would be seen
         seconds = 0.0
         size = 0
         if kind == "sleep":
@@ -184,6 +197,8 @@ class _Planner:
             size = draw.randint(1, 2)
         elif kind in ("large-argument", "large-result", "large-both"):
             size = draw.choice([30_000, 33_000, 200_000, 300_000, 4_000_000])
+        elif kind == "hog":
+            seconds, size = 1000.0, 2 * MOST_BYTES
         elif kind == "leak":
             size = draw.choice([100_000, 2_000_000])
         return Call(self._number(), kind, seconds, size, tuple(self._options(kind).items()))

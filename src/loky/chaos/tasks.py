@@ -32,6 +32,7 @@ END_CODES = {
 # These fail at their first attempts, `size` of them, and then have a value.
 FLAKY = ("flaky-exit", "flaky-raise")
 
+LOGGER = "loky.chaos.tasks"
 # The worker may use this much more memory for what tasks leak, in bytes.
 LEAK_LIMIT = 24 << 20
 _leaked: list[bytearray] = []
@@ -39,6 +40,10 @@ _leaked: list[bytearray] = []
 
 class ChaosError(Exception):
     """What tasks raise on purpose."""
+
+
+class ChaosWarning(UserWarning):
+    """What tasks warn of."""
 
 
 class HoldsALock(Exception):
@@ -246,6 +251,23 @@ def _close_all(path: str, number: int, seconds: float, size: int) -> None:
     os.closerange(0, 1024)
 
 
+def _hog(path: str, number: int, seconds: float, size: int) -> None:
+    """Take more and more memory, then hold it."""
+    hoard: list[bytes] = []
+    while len(hoard) << 20 < size:
+        hoard.append(b"\1" * (1 << 20))
+        time.sleep(0.0005)
+    time.sleep(seconds)
+
+
+def _talk(path: str, number: int, seconds: float, size: int) -> None:
+    import logging
+    import warnings
+
+    logging.getLogger(LOGGER).warning("task %d", number)
+    warnings.warn(f"task {number % 10}", ChaosWarning, stacklevel=1)
+
+
 def _leak(path: str, number: int, seconds: float, size: int) -> None:
     if sum(map(len, _leaked)) < LEAK_LIMIT:
         _leaked.append(bytearray(size))
@@ -301,6 +323,7 @@ _ACTIONS = {
     "fork": _fork,
     "fork-and-wait": _fork_and_wait,
     "fork-twice": _fork_twice,
+    "hog": _hog,
     "hold-the-gil": _hold_the_gil,
     "ignore-sigterm": _sleep_without_sigterm,
     "interrupt": _interrupt,
@@ -317,5 +340,6 @@ _ACTIONS = {
     "spin": _spin,
     "stuck": _sleep,
     "sys-exit": _sys_exit,
+    "talk": _talk,
     "thread": _start_thread,
 }

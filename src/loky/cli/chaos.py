@@ -13,12 +13,13 @@ import random
 import re
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from loky import ProcessPoolExecutor, __version__, cpu_count
-from loky.chaos import strikes
+from loky.chaos import strikes, tasks
 from loky.chaos.driver import Drama, Report
 from loky.chaos.plan import plan
 from loky.chaos.remains import Remains
@@ -104,6 +105,9 @@ def _prepare() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     # Callbacks raise on purpose.
     logging.getLogger("concurrent.futures").setLevel(logging.CRITICAL + 1)
+    # Tasks log and warn: it is to get here, not to be seen.
+    logging.getLogger(tasks.LOGGER).addFilter(lambda record: False)
+    warnings.simplefilter("ignore", tasks.ChaosWarning)
     with ProcessPoolExecutor(1) as pool:  # opens what all pools of a process share
         pool.submit(abs, -1).result()
 
