@@ -39,7 +39,7 @@ def make_world(pick: Pick, *, thorough: bool = True) -> World:
     world = World(
         1 + pick(4),
         idle_timeout=(None, None, 0.0, 3.0)[pick(4)],
-        max_tasks_per_child=(None, None, 1, 2, 5)[pick(5)],
+        max_tasks_per_child=(None, None, None, 1, 2, 5)[pick(6)],
         break_on_crash=pick(8) == 7,
         can_recall=pick(4) != 3,
     )
@@ -111,10 +111,6 @@ def action(
     return register
 
 
-def processes(condition: Callable[[Any], Any]) -> Callable[[World], list[Worker]]:
-    return lambda world: [w for w, process in world.processes.items() if condition(process)]
-
-
 def unsettled(world: World) -> list[Task]:
     return [task for task in world.open if task not in world.settled]
 
@@ -123,24 +119,54 @@ def fed(sent: bool) -> Callable[[World], list[Worker]]:
     return lambda world: [worker for worker, (_, was) in world.lent.items() if was == sent]
 
 
-BOOTING = processes(lambda process: process.alive and not process.booted)
-READING = processes(lambda process: process.can_read)
-RUNNING = processes(lambda process: process.alive and process.running)
-SENT = processes(lambda process: process.sent)
-# It has had a task: that is when it looks at what it uses.
-SERVED = processes(lambda process: process.alive and process.served and not process.running)
-ALIVE = processes(lambda process: process.alive)
-DEAD = processes(lambda process: not process.alive)
+def booting(world: World) -> list[Worker]:
+    return [w for w, process in world.processes.items() if process.alive and not process.booted]
 
 
-def with_time_out(world: World) -> list[Worker]:
+def reading(world: World) -> list[Worker]:
+    return [w for w, process in world.processes.items() if process.inbox and process.can_read]
+
+
+def running(world: World) -> list[Worker]:
+    return [w for w, process in world.processes.items() if process.running and process.alive]
+
+
+def sending(world: World) -> list[Worker]:
+    return [w for w, process in world.processes.items() if process.sent]
+
+
+def resting(world: World) -> list[Worker]:
+    """Those that have had a task: that is when they look at what they use."""
+    return [
+        worker
+        for worker, process in world.processes.items()
+        if process.served and process.alive and not process.running
+    ]
+
+
+def alive(world: World) -> list[Worker]:
+    return [w for w, process in world.processes.items() if process.alive]
+
+
+def dead(world: World) -> list[Worker]:
+    """Those about which no submitter's note is on its way any more."""
+    return [
+        worker
+        for worker, process in world.processes.items()
+        if not process.alive and worker not in world.lent
+    ]
+
+
+def timed(world: World) -> list[Worker]:
     """Those that run a task whose time will be up."""
-    found = []
-    for worker in RUNNING(world):
-        control = world.processes[worker].running.control  # type: ignore[union-attr]
-        if control is not None and control.options.timeout is not None:
-            found.append(worker)
-    return found
+    return [
+        worker
+        for worker, process in world.processes.items()
+        if process.alive
+        and process.running
+        and process.running.control
+        and process.running.control.options.timeout is not None
+    ]
 
 
 def at_work(world: World) -> list[Worker]:
@@ -236,7 +262,7 @@ def end_pickling(world: World, _: Any, pick: Pick) -> None:
     world.end_pickling(fails=pick(8) == 7)
 
 
-@action(30, of=SENT)
+@action(30, of=sending)
 def look_at(world: World, worker: Worker, pick: Pick) -> None:
     world.look_at(worker)
 
@@ -251,7 +277,7 @@ def end_stopping(world: World, worker: Worker, pick: Pick) -> None:
     world.end_stopping(worker)
 
 
-@action(12, of=lambda world: [one for one in DEAD(world) if one not in world.lent])
+@action(12, of=dead)
 def reap(world: World, worker: Worker, pick: Pick) -> None:
     world.reap(worker)
 
@@ -280,34 +306,34 @@ def break_pool(world: World, _: Any, pick: Pick) -> None:
 # What workers do.
 
 
-@action(12, of=BOOTING)
+@action(12, of=booting)
 def boot(world: World, worker: Worker, pick: Pick) -> None:
     world.boot(worker)
 
 
-@action(30, of=READING)
+@action(30, of=reading)
 def read(world: World, worker: Worker, pick: Pick) -> None:
     world.read(worker)
 
 
-@action(30, of=RUNNING)
+@action(30, of=running)
 def complete(world: World, worker: Worker, pick: Pick) -> None:
     if world.processes[worker].running not in world.endless:
         seconds = DURATIONS[pick(len(DURATIONS))] if pick(8) == 7 else world.usual_duration
         world.complete(worker, seconds, retriable=pick(2) == 1)
 
 
-@action(4, of=with_time_out)
+@action(4, of=timed)
 def hang(world: World, worker: Worker, pick: Pick) -> None:
     world.hang(worker)
 
 
-@action(2, of=ALIVE)
+@action(2, of=alive)
 def die(world: World, worker: Worker, pick: Pick) -> None:
     world.die(worker)
 
 
-@action(2, of=SERVED)
+@action(2, of=resting)
 def quit(world: World, worker: Worker, pick: Pick) -> None:
     world.quit(worker)
 
@@ -339,8 +365,8 @@ class Plan(NamedTuple):
 def plan(seed: int) -> Plan:
     """Most are short: what goes wrong does so soon, or only in a few of the long ones."""
     chance = random.Random(~seed)
-    steps = 300 if chance.randrange(50) == 0 else chance.randint(10, 60)
-    return Plan(steps, thorough=chance.randrange(8) == 0)
+    steps = 300 if chance.randrange(64) == 0 else chance.randint(10, 55)
+    return Plan(steps, thorough=chance.randrange(10) == 0)
 
 
 def walk(
@@ -371,7 +397,7 @@ def walk(
     bounds = list(weights)
     every = 1 if thorough else EVERY
     for step in range(1, steps + 1):
-        found: Any = None
+        found = None
         while not found:  # the clock can always go on
             action = ACTIONS[bisect(bounds, chance.random() * bounds[-1])]
             found = action.possible(world)
