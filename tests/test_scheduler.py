@@ -1162,6 +1162,28 @@ def test_a_lent_worker_of_a_pool_that_is_killed(used: bool) -> None:
     assert isinstance(world.settled[world.tasks[-1]], Refused)
 
 
+def test_tasks_that_come_back_do_not_overtake_again() -> None:
+    world, workers = warm(2, 0.9e-3)  # one is sent ahead
+    world.scheduler.waiting.overtakes = 5
+    urgent = world.submit(4, TaskOptions(priority=1))
+    others = world.submit(6)
+    send_all(world)
+    assert lengths(world) == [2, 2]
+    for _ in range(10):  # nobody gets to run, so what is in the channels is taken back
+        world.advance_to_deadline()
+        send_all(world)
+        assert all(task.worker is not None for task in urgent)
+    order: list[Task] = []
+    while len(order) < 10:
+        for worker in workers:
+            if worker.line:
+                order.append(worker.line[0])
+                run_one(world, worker, 0.9e-3)
+    assert set(order[:4]) == set(urgent)
+    assert order[4:] == others
+    world.finish()
+
+
 # Tasks whose pickling has to wait for another's.
 
 

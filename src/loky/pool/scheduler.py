@@ -669,7 +669,7 @@ class Scheduler:
                 run -= 1
                 self._assign(worker, pending.popleft())
                 if waiting.others:
-                    waiting.overtaken += 1
+                    waiting.overtaken += task.turn == 1
                 if not run:
                     self._enter_bucket(worker)
                 continue
@@ -697,7 +697,7 @@ class Scheduler:
                     continue
             self._assign(worker, pending.popleft())
             if waiting.others:
-                waiting.overtaken += 1
+                waiting.overtaken += task.turn == 1
             if worker.state == READY:
                 if worker.budget < 0:
                     run = min(share, window - len(worker.line))

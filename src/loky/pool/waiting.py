@@ -38,7 +38,7 @@ class Waiting:
         The priority of `first`.
     others : dict of int to deque of Task
         Those of lower priorities. Empty as a rule. When there are any, whoever takes one of `first`
-        adds it to `overtaken`.
+        adds it to `overtaken`, unless it comes back: it has overtaken the others before.
     overtaken : int
         How many were taken while others waited at lower priorities, since one of those was let go.
     overtakes : int
