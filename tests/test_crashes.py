@@ -213,7 +213,7 @@ def test_a_worker_killed_while_it_sends_a_result(monkeypatch: pytest.MonkeyPatch
         def kill_in_the_middle(channel: Any, *size: int) -> Any:
             data = receive(channel, *size)
             if data and len(data) > 10_000 and not killed:
-                port = next(p for p in executor._pool._ports.values() if p.channel is channel)
+                port = next(p for p in executor._pool.ports() if p.channel is channel)
                 assert port.process is not None
                 os.kill(port.process.pid, signal.SIGKILL)
                 killed.append(port.process.pid)

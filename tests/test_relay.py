@@ -303,7 +303,7 @@ def test_a_very_long_line_comes_in_parts(out: Sink) -> None:
 def test_the_last_words_are_those_that_were_relayed(err: Sink) -> None:
     with ProcessPoolExecutor(1, relay="stderr") as executor:
         executor.submit(relay_tasks.say_lines, 500, 100).result()
-        (port,) = executor._pool._ports.values()
+        (port,) = executor._pool.ports()
         words = port.last_words().splitlines()
     assert [int(line) for line in words] == list(range(460, 500))
     assert len(err.lines()) == 500

@@ -34,7 +34,7 @@ def gate(tmp_path: Path) -> Iterator[Gate]:
 
 
 def port_of(executor: ProcessPoolExecutor) -> Port:
-    (port,) = executor._pool._ports.values()
+    (port,) = executor._pool.ports()
     return port
 
 
@@ -117,7 +117,7 @@ def test_a_worker_that_is_just_starting_survives() -> None:
             deadline = time.monotonic() + PATIENCE
             while not future.done():
                 assert time.monotonic() < deadline
-                for port in list(executor._pool._ports.values()):
+                for port in executor._pool.ports():
                     port.request_stacks()
                 select.select([], [], [], 0.001)
             assert future.result() == port_of(executor).process.pid  # type: ignore[union-attr]

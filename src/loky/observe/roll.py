@@ -70,8 +70,4 @@ def call_the_roll(pool: Supervisor) -> list[Entry]:
     if pool.is_closed():  # what is left of the records is nobody's
         return []
     now = monotonic()
-    return [
-        Entry(port.worker, port.process.pid, now)
-        for port in pool._ports.values()
-        if port.process is not None
-    ]
+    return [Entry(port.worker, port.pid, now) for port in pool.ports()]

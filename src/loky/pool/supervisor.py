@@ -32,22 +32,19 @@ from typing import Any, TypeVar
 from ..future import PENDING as FUTURE_PENDING
 from ..future import RUNNING as FUTURE_RUNNING
 from ..future import Future, Sleepers
-from ..memory import OomCounter
 from ..observe.chronicle import Chronicle
 from ..options import PoolOptions
-from ..task_options import DEFAULT_KILL_GRACE, MEMORY, NO_OPTIONS, TIMEOUT, TaskOptions
+from ..task_options import TaskOptions
 from ..wire import pickling, protocol
 from . import lifetime, outcome
-from .launcher import ExitInfo
+from .crew import Crew, Gone
 from .lending import Lending
 from .limits import Limits
 from .model import (
     ASSIGNED,
-    DELAYED,
     DONE,
     HELD,
     KILL,
-    PENDING,
     READY,
     RECALL,
     REFUSED,
@@ -61,32 +58,18 @@ from .model import (
     Task,
     Worker,
 )
-from .parting import Parting
 from .poller import open_poller
 from .port import Port, WorkerSettings
 from .scheduler import Scheduler
 from .telling import Telling
 from .watch import Watch
 
-# Without a descriptor that shows a process's end (no pidfd), how often to ask, in seconds.
-UNWATCHED_SECONDS = 0.05
 # The longest wait that is asked of the system, in seconds.
 LONGEST_SECONDS = 86400.0
-
-SIGKILL = -9  # as an exit code
 
 NEW, OPEN, CLOSING, CLOSED, ABANDONED = range(5)
 
 T = TypeVar("T")
-
-
-class _Gone:
-    """Tells the poller's report of a process's end from one of its channel."""
-
-    __slots__ = ("port",)
-
-    def __init__(self, port: Port) -> None:
-        self.port = port
 
 
 class Supervisor:
@@ -118,13 +101,8 @@ class Supervisor:
         self._telling = Telling(self._as_user, self._wake_anyway)
         self._endings = self._telling.endings  # to be told to users
         self._cancels: list[tuple[Task, Any]] = []
-        self._parting = Parting()
-        self._polite = False  # how all workers are ended together
-        self._ports: dict[int, Port] = {}
-        self._unwatched: dict[Port, None] = {}  # whose end shows on no descriptor
         self._encoding: Task | None = None  # is being pickled by code of the user's
         self.ids = count(1)  # of tasks; taking one is one step
-        self._oom = OomCounter()
         if options.relay:
             from ..observe.relay import Relay
 
@@ -132,6 +110,7 @@ class Supervisor:
             self.settings.relay_by(self._relay)
         self._lending = Lending(self.scheduler, self._inbox, self._wake_anyway)
         self.chronicle = Chronicle(self.scheduler, self._endings)
+        self._crew = Crew(self.scheduler, self.settings, self.chronicle, self._relay)
         self._watch = Watch(self._lead, self.is_closed, self._report, self._panic)
         self._starting = RLock()  # re-entrant: finalizers shut pools down
         self._ended = Sleepers()
@@ -240,6 +219,7 @@ class Supervisor:
                     # one that is there already waits at the first poller.
                     if self._poller is None:
                         self._poller = open_poller()
+                    self._crew.poller = self._poller
                     self._watch.start_member()
                     self.state = OPEN
         elif self.state >= CLOSED:
@@ -312,7 +292,7 @@ class Supervisor:
             self.post(self._shutdown, cancel, kill, polite)
 
     def _shutdown(self, cancel: bool, kill: bool, polite: bool) -> None:
-        self._polite = polite
+        self._crew.polite = polite
         self.scheduler.shutdown(cancel=cancel, kill=kill)
 
     def close_with(self, owner: object) -> None:
@@ -341,7 +321,7 @@ class Supervisor:
 
     def ports(self) -> list[Port]:
         """The workers that have not ended."""
-        return [port for port in list(self._ports.values()) if port.process]
+        return self._crew.alive()
 
     def pids(self) -> list[int]:
         """Process ids of the workers that have not ended."""
@@ -431,6 +411,7 @@ class Supervisor:
         poller = self._poller
         lending = self._lending
         limits = self._limits
+        crew = self._crew
         relay = self._relay
         while True:
             now = monotonic()
@@ -479,7 +460,7 @@ class Supervisor:
             for what in ready:
                 if type(what) is Port:
                     self._read(what, now)
-                elif type(what) is _Gone:
+                elif type(what) is Gone:
                     gone = [what.port] if gone is None else [*gone, what.port]
                 else:  # a stream of the relay's
                     what.read()
@@ -493,20 +474,19 @@ class Supervisor:
             if due is not None and due <= now:
                 scheduler.tick(now)
             if limits.needed:
-                limits.look(self._ports.values(), now)
-            if self._parting.steps:
-                self._parting.act(now)
-            if self._unwatched:
-                for port in list(self._unwatched):
+                limits.look(crew.ports.values(), now)
+            if crew.parting.steps:
+                crew.parting.act(now)
+            if crew.unwatched:
+                for port in list(crew.unwatched):
                     self._reap(port, now)
 
     def _timeout(self, due: float | None) -> float | None:
         """How long the poller may wait, in seconds, if the scheduler wants to be asked then."""
-        if self._parting.steps:
-            step = self._parting.next()
+        crew = self._crew
+        if crew.parting.steps or crew.unwatched:
+            step = crew.next()
             due = step if due is None or (step is not None and step < due) else due
-        if self._unwatched and (self.scheduler.outstanding or self._parting.steps):
-            due = min(due or inf, monotonic() + UNWATCHED_SECONDS)
         if self._endings:
             due = min(inf if due is None else due, self._telling.next())
         if self._limits.needed:
@@ -532,7 +512,7 @@ class Supervisor:
             if line and line[0].on_wire and line[0].future._state == FUTURE_PENDING:
                 line[0].future._state = FUTURE_RUNNING
         elif data is not None:  # closed; its process's end is reported by other means
-            self._poller.remove(port.channel.fileno())
+            self._crew.hung_up(port)
 
     def _take_in(self, port: Port, data: bytes, now: float) -> None:
         scheduler = self.scheduler
@@ -642,7 +622,7 @@ class Supervisor:
             self._endings.append(ending)
 
     def _reap(self, port: Port, now: float) -> None:
-        """A worker process has ended: take what it left, tell the scheduler, clean up."""
+        """A worker process may have ended: take what it left."""
         process = port.process
         if process is None or port.worker.lent:  # a submitter's note about it is on the way
             return
@@ -653,58 +633,13 @@ class Supervisor:
         while data := port.channel.receive(port.reader.expected()):
             port.bytes_received += len(data)
             self._take_in(port, data, now)
-        if self._relay is not None:
-            self._relay.ended(port.outputs)
-        unread = self._take_back(port)
-        line = list(port.worker.line)
-        self.chronicle.worker_ended(port, exit, now)
-        self.scheduler.lost(port.worker, unread, now, self._death(port, exit))
-        for task in line:
-            if task.state in (PENDING, DELAYED):  # goes elsewhere, or is tried again
-                task.future._state = FUTURE_PENDING
-        self._forget(port)
-
-    def _death(self, port: Port, exit: ExitInfo) -> outcome.Death:
-        """What is known about a worker's end."""
-        return outcome.Death(
-            exit,
-            port.fault_text(),
-            port.last_stacks,
-            stderr=port.last_words(),
-            out_of_memory=exit.code == SIGKILL and self._oom.explains_a_death(),
-            excess=port.excess,
-        )
-
-    def _forget(self, port: Port) -> None:
-        self._poller.remove(port.channel.fileno())
-        if port.process is not None:
-            self._poller.remove(port.process.fileno())
-        self._parting.forget(port)
-        self._unwatched.pop(port, None)
-        self._ports.pop(port.worker.id, None)
-        port.close()
-
-    def _take_back(self, port: Port) -> list[Task]:
-        """Every task of the worker's that it has certainly not read, in order."""
-        recalled = {task_id: payload for _, task_id, payload in port.channel.recall()}
-        port.backlog.clear()
-        unread = []
-        for task in port.worker.line:
-            if task.on_wire:
-                if task.id not in recalled:
-                    continue
-                task.on_wire = False
-                task.message = recalled[task.id]
-                port.news.pop(task.id, None)
-                if task.future._state == FUTURE_RUNNING:
-                    task.future._state = FUTURE_PENDING
-            unread.append(task)
-        return unread
+        self._crew.lost(port, exit, now)
 
     # ------------------------------------------------------------------ what the scheduler decided
 
     def _apply(self, now: float) -> None:
         scheduler = self.scheduler
+        crew = self._crew
         while scheduler.decisions:
             decisions, scheduler.decisions = scheduler.decisions, []
             for decision in decisions:
@@ -714,63 +649,16 @@ class Supervisor:
                 elif what == SETTLE:
                     self._conclude(outcome.settle, decision[1], decision[2])
                 elif what == START:
-                    self._start(decision[1], now)
+                    crew.start(decision[1], now)
                 elif what == RECALL:
-                    port = decision[1].port
-                    if port is not None:
-                        scheduler.recalled(decision[1], self._take_back(port), now)
+                    crew.recall(decision[1], now)
                 elif what == RETIRE:
-                    self._retire(decision[1], now)
-                elif decision[1].port is None:
-                    pass
+                    crew.retire(decision[1], now)
                 elif what == KILL:
-                    self.chronicle.worker_killed(decision[1].port, "with its pool")
-                    grace = DEFAULT_KILL_GRACE if self._polite else 0.0
-                    self._parting.stop(decision[1].port, now, grace, stacks=False)
+                    crew.kill(decision[1], now)
                 elif what == STOP:
-                    task = decision[2]
-                    options = task.control.options if task.control is not None else NO_OPTIONS
-                    stacks = task.stop_wanted == TIMEOUT
-                    self.chronicle.worker_killed(decision[1].port, task.stop_wanted)
-                    # One that has too much memory takes more every moment.
-                    grace = 0.0 if task.stop_wanted == MEMORY else options.kill_grace
-                    self._parting.stop(decision[1].port, now, grace, stacks=stacks)
+                    crew.stop(decision[1], decision[2], now)
             scheduler.dispatch(now)
-
-    def _start(self, worker: Worker, now: float) -> None:
-        port = None
-        try:
-            port = Port(worker, self.settings)
-            port.start()
-        except BaseException as error:
-            if port is not None:
-                port.close()
-            if not isinstance(error, OSError):
-                raise
-            self.scheduler.start_failed(worker, now, outcome.Death(error, ""))
-            return
-        worker.port = port
-        self._oom.begin()
-        if self._relay is not None:
-            self._relay.started(port, port.outputs, self._poller)
-        self._ports[worker.id] = port
-        self._poller.add(port.channel.fileno(), port)
-        assert port.process is not None
-        self.chronicle.worker_started(port)
-        if port.process.fileno() >= 0:
-            self._poller.add(port.process.fileno(), _Gone(port))
-        else:
-            self._unwatched[port] = None
-
-    def _retire(self, worker: Worker, now: float) -> None:
-        port: Port | None = worker.port
-        if port is None or port.process is None:
-            return
-        if not worker.was_ready and self.settings.initializer is None:
-            port.process.kill()  # it has run nothing of the user's: no need to let it finish
-        else:
-            port.channel.send(protocol.EXIT, 0, None, b"")
-        self._parting.leave(port, now)
 
     def _break(self, reason: str, cause: Any) -> None:
         self.scheduler.break_(Broken(reason, cause))
@@ -898,10 +786,7 @@ class Supervisor:
         self.state = CLOSED
         self._asleep = False  # from now on, `submit` refuses
         self._lending.withdraw()
-        for port in list(self._ports.values()):
-            if port.process is not None:
-                port.process.kill()
-            port.close()
+        self._crew.kill_all()
         if self._relay is not None:
             self._relay.let_go()
         self._telling.tell_all()
@@ -921,8 +806,7 @@ class Supervisor:
             return
         self.state = ABANDONED
         self._inbox.clear()
-        for port in list(self._ports.values()):
-            port.close()
+        self._crew.abandon()
         self.settings.descriptors.close()
         if self._relay is not None:
             self._relay.close()
