@@ -406,7 +406,7 @@ class Drama:
             lines.append(
                 f"pool: state {pool.state}, {scheduler.outstanding} outstanding, "
                 f"{len(scheduler.pending)} pending, {len(scheduler.aside)} aside, "
-                f"inbox {len(pool._inbox)}, outbox {len(pool._outbox)}, "
+                f"inbox {len(pool._inbox)}, outbox {len(pool._sending.outbox)}, "
                 f"endings {len(pool._endings)}, workers {list(scheduler.workers.values())}"
             )
         return "\n".join(lines)

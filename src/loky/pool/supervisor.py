@@ -13,9 +13,6 @@ whoever has lost the lead posts its outcome to the inbox.
 
 Rule 4: nobody waits here for a process without also watching it end: every wait of the leader is
 the poller's.
-
-Reducers are called by one thread at a time: while a deposed leader is still inside one
-(`_encoding`), other tasks that need one are set aside, and the rest goes past them.
 """
 
 from __future__ import annotations
@@ -45,7 +42,6 @@ from .model import (
     DONE,
     HELD,
     KILL,
-    READY,
     RECALL,
     REFUSED,
     RETIRE,
@@ -56,11 +52,11 @@ from .model import (
     Broken,
     Control,
     Task,
-    Worker,
 )
 from .poller import open_poller
 from .port import Port, WorkerSettings
 from .scheduler import Scheduler
+from .sending import Sending
 from .telling import Telling
 from .watch import Watch
 
@@ -96,18 +92,19 @@ class Supervisor:
         self._poller: Any = None
         self._asleep = False
         self._inbox: deque[Any] = deque()  # tasks, and (function, *arguments) for the leader
-        self._outbox: deque[tuple[Worker, Task, int]] = deque()  # to be pickled and sent, in order
         self._untold: list[Future[Any]] = []  # settled, and somebody waits
         self._telling = Telling(self._as_user, self._wake_anyway)
         self._endings = self._telling.endings  # to be told to users
         self._cancels: list[tuple[Task, Any]] = []
-        self._encoding: Task | None = None  # is being pickled by code of the user's
         self.ids = count(1)  # of tasks; taking one is one step
         if options.relay:
             from ..observe.relay import Relay
 
             self._relay = Relay(options.relay, outcome.name_of_task, self._endings)
             self.settings.relay_by(self._relay)
+        self._sending = Sending(
+            options, self.scheduler, self.settings, self._endings, self._as_user, self._apply
+        )
         self._lending = Lending(self.scheduler, self._inbox, self._wake_anyway)
         self.chronicle = Chronicle(self.scheduler, self._endings)
         self._crew = Crew(self.scheduler, self.settings, self.chronicle, self._relay)
@@ -412,6 +409,7 @@ class Supervisor:
         lending = self._lending
         limits = self._limits
         crew = self._crew
+        sending = self._sending
         relay = self._relay
         while True:
             now = monotonic()
@@ -422,12 +420,12 @@ class Supervisor:
                 else:
                     event[0](*event[1:])
                 event = None  # this frame lives as long as the pool: it must keep no task alive
-            if waiting.aside and self._encoding is None:
+            if waiting.aside and sending.encoding is None:
                 waiting.bring_back()
             scheduler.dispatch(now)
             if scheduler.decisions:
                 self._apply(now)
-            if self._outbox and not self._send_out():
+            if sending.outbox and not sending.send_out():
                 return
             if self._untold:
                 self._tell()
@@ -437,7 +435,7 @@ class Supervisor:
                 return
             if self._cancels:
                 self._answer_cancels()
-            if scheduler.closed and not (self._outbox or self._telling or inbox):
+            if scheduler.closed and not (sending.outbox or self._telling or inbox):
                 if self.chronicle.pool_closed():
                     continue
                 if relay is None or relay.may_close():
@@ -445,7 +443,7 @@ class Supervisor:
                     return
             due = scheduler.deadline()
             timeout = 0.0 if scheduler.decisions else self._timeout(due)
-            if waiting.aside and self._encoding is None and waiting.may_bring_back():
+            if waiting.aside and sending.encoding is None and waiting.may_bring_back():
                 timeout = 0.0
             # Whoever borrows a worker lets the leader sleep; and relaying has to know at any time
             # who runs what.
@@ -508,7 +506,7 @@ class Supervisor:
             self._take_in(port, data, now)
             line = port.worker.line
             if port.backlog:
-                self._flush(port)
+                self._sending.flush(port)
             if line and line[0].on_wire and line[0].future._state == FUTURE_PENDING:
                 line[0].future._state = FUTURE_RUNNING
         elif data is not None:  # closed; its process's end is reported by other means
@@ -640,12 +638,13 @@ class Supervisor:
     def _apply(self, now: float) -> None:
         scheduler = self.scheduler
         crew = self._crew
+        outbox = self._sending.outbox
         while scheduler.decisions:
             decisions, scheduler.decisions = scheduler.decisions, []
             for decision in decisions:
                 what = decision[0]
                 if what == SEND:
-                    self._outbox.append((decision[1], decision[2], decision[2].turn))
+                    outbox.append((decision[1], decision[2], decision[2].turn))
                 elif what == SETTLE:
                     self._conclude(outcome.settle, decision[1], decision[2])
                 elif what == START:
@@ -680,40 +679,6 @@ class Supervisor:
 
     # ------------------------------------------------------------------ work that may be the user's
 
-    def _send_out(self) -> bool:
-        """Pickle and send what is to be sent; false if somebody else leads now."""
-        self.settings.refresh()
-        while self._outbox:
-            worker, task, turn = self._outbox[0]
-            if task.worker is not worker or task.turn != turn or task.on_wire:
-                self._outbox.popleft()  # taken back meanwhile
-                continue
-            if not task.future._taken and not task.future._take():
-                self._outbox.popleft()
-                self._drop(task)
-                continue
-            if task.message is None and (task is self._encoding or not outcome.encode_plain(task)):
-                if self._encoding is not None:
-                    # Reducers are called by one thread at a time. A replacement of each worker
-                    # that had to leave it unread would be dearer than the wait.
-                    if self.options.max_tasks_per_child is not None:
-                        break
-                    self._outbox.popleft()
-                    self.scheduler.set_aside(task)
-                    now = monotonic()
-                    self.scheduler.dispatch(now)
-                    self._apply(now)
-                    continue
-                self._encoding = task
-                if not self._as_user(
-                    outcome.encode, task, self.options.job_reducers, self._encoded
-                ):
-                    return False
-                continue
-            self._outbox.popleft()
-            self._send(worker, task)
-        return True
-
     def _tell(self) -> None:
         """Wake those who wait for what has been settled."""
         untold, self._untold = self._untold, []
@@ -724,46 +689,6 @@ class Supervisor:
         """Write what workers have said; false if somebody else leads now."""
         batch = self._relay.look(now)
         return not batch or self._as_user(self._relay.write, batch, None, self._relay.done)
-
-    def _encoded(self, task: Task, error: BaseException | None) -> None:
-        self._encoding = None
-        if error is not None:
-            self._endings.append((outcome.fail, task, error))
-            self._drop(task)
-
-    def _drop(self, task: Task) -> None:
-        """An assigned task will not be sent: give its place to the next one."""
-        self.scheduler.dropped(task)
-        # The leader may be past its own dispatch; what this one decides keeps it from sleeping.
-        self.scheduler.dispatch(monotonic())
-
-    def _send(self, worker: Worker, task: Task) -> None:
-        port: Port = worker.port
-        if port.backlog:
-            port.backlog.append(task)
-            return
-        try:
-            sent = port.send(task)
-        except OSError as error:  # no descriptors or buffers left in the system
-            self._endings.append((outcome.fail, task, error))
-            self._drop(task)
-            return
-        if not sent:
-            port.backlog.append(task)
-            return
-        task.on_wire = True
-        task.message = None
-        if task.control is not None:
-            self.scheduler.sent(worker, task, monotonic())
-        if worker.state == READY and worker.line[0] is task:
-            task.future._state = FUTURE_RUNNING
-
-    def _flush(self, port: Port) -> None:
-        waiting = list(port.backlog)
-        port.backlog.clear()
-        for task in waiting:
-            if task.worker is port.worker and task.state == ASSIGNED and not task.on_wire:
-                self._send(port.worker, task)
 
     # ------------------------------------------------------------------ the end
 
