@@ -310,7 +310,10 @@ def test_with_the_policy_break_one_death_is_the_end_of_the_pool(gate: Gate) -> N
             error = future.exception()
             assert error is None or isinstance(error, BrokenProcessPool)
         assert isinstance(held.exception(), BrokenProcessPool)
-        assert "SIGKILL" in str(held.exception())
+        text = str(held.exception())
+        assert "SIGKILL" in text
+        assert text.count("worker process") == 1
+        assert text.endswith("broke the pool, for crash_policy is 'break'. Make a new executor.")
         assert ended(held_pid)
         with pytest.raises(BrokenProcessPool, match="SIGKILL"):
             executor.submit(abs, 1)

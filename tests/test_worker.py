@@ -330,6 +330,17 @@ def test_a_task_can_start_processes_of_its_own(executor: ProcessPoolExecutor) ->
     assert executor.submit(worker_tasks.run_a_process, 41).result() == 42
 
 
+def test_a_search_path_with_more_than_texts_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Text(str):
+        __slots__ = ()
+
+    odd: list[Any] = [Text("/text"), Path("/path"), lambda: 1, b"/bytes"]
+    monkeypatch.setattr(sys, "path", [*sys.path, *odd])
+    with ProcessPoolExecutor(1) as executor:
+        there = executor.submit(eval, "[(type(x).__name__, x) for x in __import__('sys').path]")
+        assert there.result()[-2:] == [("str", "/text"), ("str", "/path")]
+
+
 @pytest.mark.parametrize(
     ("text", "told"), [("", False), ("abc", True), ("-1", True), ("1.5", True)]
 )
@@ -426,6 +437,19 @@ with ProcessPoolExecutor(1, context="spawn") as executor:
     assert executor.submit(abs, -1).result() == 1
 """
     assert run(tmp_path, code) == "imported\n" * 2
+
+
+def test_what_goes_wrong_without_the_guard_says_that_one_is_needed(tmp_path: Path) -> None:
+    code = """
+from loky import ProcessPoolExecutor
+def double(x):
+    return 2 * x
+executor = ProcessPoolExecutor(1, context="spawn")
+print(executor.submit(double, 3).result())
+"""
+    done = run_script(tmp_path, code)
+    assert done.stdout == ""
+    assert "guard that with `if __name__ == '__main__':`, or use context='loky'" in done.stderr
 
 
 @pytest.mark.parametrize("option", ["context", "mp_context"])

@@ -1,15 +1,6 @@
 """get_reusable_executor: one executor for the whole process, resized and renewed as asked.
 
-What happens when a second caller asks for something else, precisely:
-
-- *another number of workers*: the same executor is resized. Growing starts workers at once;
-  shrinking lets idle workers go at once and busy ones when they have finished what they run. No
-  task is lost, none is waited for;
-- *other arguments*: a new executor takes the place of the old one. The old one is not shut down
-  under the feet of those who still hold it: it completes what it was given, accepts more, and its
-  workers leave as soon as they are idle. With ``kill_workers=True`` it is shut down, and what it
-  had to do gets `ShutdownExecutorError`;
-- *the old one is broken or was shut down*: a new one takes its place.
+What happens when a second caller asks for something else is told where the function is.
 
 All threads share the executor. In the child of a fork there is none until it asks.
 """
@@ -72,6 +63,17 @@ def get_reusable_executor(
 ) -> _ReusablePoolExecutor:
     """Return the process's executor: the one that is there if it fits, else a new one.
 
+    What happens when a second caller asks for something else, precisely:
+
+    - *another number of workers*: the same executor is resized. Growing starts workers at once;
+      shrinking lets idle workers go at once and busy ones when they have finished what they run. No
+      task is lost, none is waited for;
+    - *other arguments*: a new executor takes the place of the old one. The old one is not shut
+      down under the feet of those who still hold it: it completes what it was given, accepts more,
+      and its workers leave as soon as they are idle. With ``kill_workers=True`` it is shut down,
+      and what it had to do gets `ShutdownExecutorError`;
+    - *the old one is broken or was shut down*: a new one takes its place.
+
     Parameters
     ----------
     max_workers : int, optional
@@ -97,8 +99,7 @@ def get_reusable_executor(
     Returns
     -------
     executor
-        A `ProcessPoolExecutor` with an `executor_id`. See the top of this module for what
-        happens to one that does not fit.
+        A `ProcessPoolExecutor` with an `executor_id`.
 
     Raises
     ------

@@ -73,6 +73,10 @@ class Lost:
         self.cause = cause
 
 
+# Why a pool is broken by the first death: what the policy "break" asks for.
+BREAKS = "crash_policy is 'break'"
+
+
 class Broken:
     """Verdict, and the state of a broken pool: nothing will run any more, and why."""
 

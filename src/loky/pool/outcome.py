@@ -19,7 +19,7 @@ from ..task_options import MEMORY, TIMEOUT
 from ..wire import pickling, protocol
 from ..wire.channel import Channel, make_payload
 from .launcher import ExitInfo
-from .model import Broken, Cancelled, Lost, Refused, Task
+from .model import BREAKS, Broken, Cancelled, Lost, Refused, Task
 
 
 class Excess:
@@ -366,7 +366,11 @@ def error_for(verdict: Any, name: str | None = None) -> BaseException:
     cause = verdict.cause
     if isinstance(cause, Lost):
         error = _terminated(cause, None)
-        error.args = (f"{verdict.reason}. {error.args[0]}",)
+        if verdict.reason == BREAKS:
+            text = f"{error.args[0]}\nThat broke the pool, for {BREAKS}. Make a new executor."
+        else:
+            text = f"{verdict.reason}. {error.args[0]}"
+        error.args = (text,)
         return error
     broken = BrokenProcessPool(f"The process pool is broken: {verdict.reason}.")
     if isinstance(cause, InitFailed):
@@ -417,7 +421,7 @@ def _terminated(lost: Lost, name: str | None) -> BaseException:
             f"The worker had pid {exit.pid}; the exit codes of the workers are {{{exit}}}"
             + (f"; the task had been running for {lost.seconds:.3g} s." if name else ".")
         )
-        lines.append(_likely_cause(exit, death.out_of_memory))
+        lines.append(_likely_cause(exit, death.out_of_memory, name is not None))
     if death.fault:
         lines.append(f"Its fault handler wrote:\n{death.fault.rstrip()}")
     if death.stderr.strip():
@@ -435,7 +439,7 @@ def _terminated(lost: Lost, name: str | None) -> BaseException:
     )
 
 
-def _likely_cause(exit: ExitInfo, out_of_memory: bool | None) -> str:
+def _likely_cause(exit: ExitInfo, out_of_memory: bool | None, in_task: bool) -> str:
     name = str(exit).partition("(")[0]
     if name == "SIGKILL" and out_of_memory:
         return (
@@ -456,7 +460,8 @@ def _likely_cause(exit: ExitInfo, out_of_memory: bool | None) -> str:
     if name in ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE"):
         return "That is a crash in compiled code: look at the extension modules that the task uses."
     if name == "EXIT":
-        return "The process left by itself: os._exit in the task, or in a library that it uses."
+        where = "the task" if in_task else "a task or an initializer"
+        return f"The process left by itself: os._exit in {where}, or in a library that it uses."
     if name == "UNKNOWN":
         return (
             "Its exit status was taken by somebody else: SIGCHLD is ignored, or other code in this "

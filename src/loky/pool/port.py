@@ -59,7 +59,7 @@ class WorkerSettings:
                 self._authkey = bytes(process.current_process().authkey)
             self._generation = picklers.generation
             news: dict[str, Any] = {
-                "path": self._path,
+                "path": _texts(self._path),
                 "authkey": self._authkey,
                 "pickler": picklers.get_loky_pickler_name() if picklers.generation else None,
             }
@@ -112,12 +112,26 @@ class WorkerSettings:
                 "number": self._number,
                 "parent_name": process.current_process().name if process else "MainProcess",
                 "parent_pid": os.getpid(),
-                "path": self._path,
+                "path": _texts(self._path),
                 "pickler": picklers.get_loky_pickler_name() if picklers.generation else None,
                 "relay": relay,
                 "start_method": method or None,
             }
         )
+
+
+def _texts(path: list[Any]) -> list[str]:
+    """What of `sys.path` is text, or says what text it stands for: the rest names no folder."""
+    texts = []
+    for entry in path:
+        if isinstance(entry, os.PathLike):
+            try:
+                entry = os.fspath(entry)
+            except Exception:  # the user's code
+                continue
+        if isinstance(entry, str):
+            texts.append(str.__str__(entry))  # of a subclass, too: workers need not have it
+    return texts
 
 
 class Port:

@@ -39,6 +39,7 @@ from .deadlines import Deadlines
 from .intensity import Intensity
 from .model import (
     ASSIGNED,
+    BREAKS,
     CANCEL,
     CANCELLED,
     DELAYED,
@@ -477,7 +478,7 @@ class Scheduler:
         if state == RETIRING or self.broken is not None:
             return
         if breaks:
-            self.break_(Broken("a worker process ended", lost))
+            self.break_(Broken(BREAKS, lost))
         elif culprit is None:
             reason = self._intensity.too_many(self.max_workers, now, starting=state == STARTING)
             if reason is not None:

@@ -71,7 +71,14 @@ def import_main(main: dict[str, Any]) -> None:
     """Import the parent's main module here, as the start method "spawn" does."""
     from multiprocessing import spawn
 
-    spawn.prepare(main)
+    try:
+        spawn.prepare(main)
+    except Exception as error:
+        raise RuntimeError(
+            "the main module could not be imported in a worker, as the executor's context asks. If "
+            "it uses an executor as soon as it is imported, guard that with `if __name__ == "
+            "'__main__':`, or use context='loky', which needs no guard"
+        ) from error
 
 
 class _AfterImport:
