@@ -26,19 +26,15 @@ from math import inf
 from time import monotonic
 from typing import Any, TypeVar
 
-from ..future import PENDING as FUTURE_PENDING
-from ..future import RUNNING as FUTURE_RUNNING
 from ..future import Future, Sleepers
 from ..observe.chronicle import Chronicle
 from ..options import PoolOptions
 from ..task_options import TaskOptions
-from ..wire import pickling, protocol
 from . import lifetime, outcome
 from .crew import Crew, Gone
 from .lending import Lending
 from .limits import Limits
 from .model import (
-    ASSIGNED,
     DONE,
     HELD,
     KILL,
@@ -55,6 +51,7 @@ from .model import (
 )
 from .poller import open_poller
 from .port import Port, WorkerSettings
+from .receiving import Receiving
 from .scheduler import Scheduler
 from .sending import Sending
 from .telling import Telling
@@ -92,7 +89,6 @@ class Supervisor:
         self._poller: Any = None
         self._asleep = False
         self._inbox: deque[Any] = deque()  # tasks, and (function, *arguments) for the leader
-        self._untold: list[Future[Any]] = []  # settled, and somebody waits
         self._telling = Telling(self._as_user, self._wake_anyway)
         self._endings = self._telling.endings  # to be told to users
         self._cancels: list[tuple[Task, Any]] = []
@@ -108,6 +104,15 @@ class Supervisor:
         self._lending = Lending(self.scheduler, self._inbox, self._wake_anyway)
         self.chronicle = Chronicle(self.scheduler, self._endings)
         self._crew = Crew(self.scheduler, self.settings, self.chronicle, self._relay)
+        self._receiving = Receiving(
+            self.scheduler,
+            self.chronicle,
+            self._crew,
+            self._sending,
+            self._relay,
+            self._endings,
+            self.post,
+        )
         self._watch = Watch(self._lead, self.is_closed, self._report, self._panic)
         self._starting = RLock()  # re-entrant: finalizers shut pools down
         self._ended = Sleepers()
@@ -132,7 +137,7 @@ class Supervisor:
         future._pool = self
         try:
             # The leader has to know at once of a task whose time it is to watch.
-            if self._asleep and options is None and self._lending.feed(task, self._fed):
+            if self._asleep and options is None and self._lending.feed(task, self._receiving.fed):
                 return
             self._inbox.append(task)
             if self._asleep:
@@ -390,8 +395,8 @@ class Supervisor:
 
         `then` gets `one` and what the function returned, and is called by whoever leads.
         """
-        if self._untold:
-            self._tell()
+        if self._receiving.untold:
+            self._receiving.tell()
         leads, result = self._watch.as_user(function, one, two)
         if then is not None:
             if leads:
@@ -410,6 +415,7 @@ class Supervisor:
         limits = self._limits
         crew = self._crew
         sending = self._sending
+        receiving = self._receiving
         relay = self._relay
         while True:
             now = monotonic()
@@ -427,8 +433,8 @@ class Supervisor:
                 self._apply(now)
             if sending.outbox and not sending.send_out():
                 return
-            if self._untold:
-                self._tell()
+            if receiving.untold:
+                receiving.tell()
             if relay is not None and not self._write_relayed(now):
                 return
             if self._endings and not self._telling.tell(now):
@@ -457,18 +463,18 @@ class Supervisor:
             gone = None
             for what in ready:
                 if type(what) is Port:
-                    self._read(what, now)
+                    receiving.read(what, now)
                 elif type(what) is Gone:
                     gone = [what.port] if gone is None else [*gone, what.port]
                 else:  # a stream of the relay's
                     what.read()
             if gone:  # only now: what is closed for them may have been reported in the same batch
                 for port in gone:
-                    self._reap(port, now)
+                    receiving.reap(port, now)
             # One waiter runs while the rest is done here. Several would fight for the interpreter
             # with the sending below, one switch per task, so they are told after that.
-            if len(self._untold) == 1:
-                self._tell()
+            if len(receiving.untold) == 1:
+                receiving.tell()
             if due is not None and due <= now:
                 scheduler.tick(now)
             if limits.needed:
@@ -477,7 +483,7 @@ class Supervisor:
                 crew.parting.act(now)
             if crew.unwatched:
                 for port in list(crew.unwatched):
-                    self._reap(port, now)
+                    receiving.reap(port, now)
 
     def _timeout(self, due: float | None) -> float | None:
         """How long the poller may wait, in seconds, if the scheduler wants to be asked then."""
@@ -496,143 +502,6 @@ class Supervisor:
         # Bounded: a system's clock cannot count as far as a user may write.
         return None if due is None else min(max(0.0, due - monotonic()), LONGEST_SECONDS)
 
-    # ------------------------------------------------------------------ what comes in
-
-    def _read(self, port: Port, now: float) -> None:
-        """A worker has sent something."""
-        data = port.channel.receive(port.reader.expected())
-        if data:
-            port.bytes_received += len(data)
-            self._take_in(port, data, now)
-            line = port.worker.line
-            if port.backlog:
-                self._sending.flush(port)
-            if line and line[0].on_wire and line[0].future._state == FUTURE_PENDING:
-                line[0].future._state = FUTURE_RUNNING
-        elif data is not None:  # closed; its process's end is reported by other means
-            self._crew.hung_up(port)
-
-    def _take_in(self, port: Port, data: bytes, now: float) -> None:
-        scheduler = self.scheduler
-        worker = port.worker
-        line = worker.line
-        relay = self._relay
-        for kind, task_id, seconds, payload in port.reader.feed(data):
-            if kind > protocol.LAST_REPLY:
-                self._hear(port, kind, task_id, payload, now)
-            elif line and line[0].id == task_id:
-                task = line[0]
-                if port.news:
-                    port.answered(task_id)
-                if worker.doomed is task:
-                    continue  # what it says now is an answer to SIGTERM
-                if relay is not None:
-                    relay.collect(port.outputs, task)
-                if task.control is not None and kind == protocol.ERROR and outcome.may_retry(task):
-                    scheduler.hold(worker, task, now, seconds)
-                    self.chronicle.replies += 1
-                    self._conclude(self._judge, task, payload)
-                else:
-                    scheduler.result(worker, task, now, seconds)
-                    self._end(task, kind, payload)
-            elif worker.lent:  # faster than the submitter's note, see `_fed`
-                port.early = (kind, seconds, payload)
-            # Else it was settled already, by a shutdown for instance.
-
-    def _hear(self, port: Port, kind: int, number: int, payload: Any, now: float) -> None:
-        """A worker has something to say that is not the end of a task."""
-        worker = port.worker
-        if kind == protocol.READY:
-            self.scheduler.ready(worker, now)
-            self.chronicle.worker_ready(port, now)
-        elif kind == protocol.INIT_FAILED:
-            self._break("the initializer of a worker failed", outcome.InitFailed(bytes(payload)))
-        elif kind == protocol.RECYCLE:
-            port.footprint = number
-            quits = payload == protocol.QUITS
-            self.scheduler.recycle(worker, str(payload, "ascii"), quits=quits)
-        elif kind == protocol.TRACKER:
-            self._endings.append((outcome.send_tracker, port.channel, number))
-        elif kind == protocol.RELAY:
-            line = worker.line
-            self._relay.take(payload, line[0] if line else None, port.pid)
-
-    def _judge(self, task: Task, payload: Any) -> None:
-        """User code's side: whether an exception that the task raised is worth another attempt."""
-        error = outcome.retriable(task, payload)
-        if error is None:
-            self.post(self.scheduler.over, task)
-        else:
-            self.post(self._retry, task, error)
-
-    def _retry(self, task: Task, error: BaseException) -> None:
-        assert task.control is not None
-        task.control.attempts.append(error)
-        task.future._state = FUTURE_PENDING
-        self.scheduler.retry(task, monotonic())
-
-    def _fed(self, task: Task, steps: list[Any], now: float) -> None:
-        """A submitter's note: it took a worker and, if there are two steps, sent it the task."""
-        if not steps:  # an interrupt struck just after the note was left, so it was left again
-            return
-        port: Port = steps[0]
-        worker = port.worker
-        sent = len(steps) > 1
-        if sent:
-            port.bytes_sent += steps[1]
-        steps.clear()
-        if not sent:
-            self.scheduler.returned(worker)
-            self.scheduler.submit(task)
-            return
-        task.message = None
-        task.on_wire = True
-        self.scheduler.borrowed(worker, task, now)
-        early, port.early = port.early, None
-        if early is not None and task.state == ASSIGNED:
-            kind, seconds, payload = early
-            self.scheduler.result(worker, task, now, seconds)
-            self._end(task, kind, payload)
-
-    def _end(self, task: Task, kind: int, payload: bytes | memoryview) -> None:
-        """A task has come back: settle its future now if no user code is in the way, or later."""
-        if self._relay is not None and self._relay.hold((outcome.deliver, task, (kind, payload))):
-            self.chronicle.replies += 1
-            return
-        future = task.future
-        condition = future._condition
-        if kind == protocol.VALUE and condition.acquire(False):
-            try:
-                if not (future._done_callbacks or future._waiters):
-                    future._finish(pickling.loads(payload))
-                    if future._sleepers or condition._sleepers:
-                        self._untold.append(future)
-                    return
-            finally:
-                condition.release()
-        self.chronicle.replies += 1
-        self._endings.append((outcome.deliver, task, (kind, payload)))
-
-    def _conclude(self, function: Callable[..., None], task: Task, what: Any) -> None:
-        """Have the user told of a task's end, once what the task has said is written."""
-        ending = (function, task, what)
-        if self._relay is None or not self._relay.hold(ending):
-            self._endings.append(ending)
-
-    def _reap(self, port: Port, now: float) -> None:
-        """A worker process may have ended: take what it left."""
-        process = port.process
-        if process is None or port.worker.lent:  # a submitter's note about it is on the way
-            return
-        exit = process.poll()
-        if exit is None:
-            return
-        # A finished result survives its worker.
-        while data := port.channel.receive(port.reader.expected()):
-            port.bytes_received += len(data)
-            self._take_in(port, data, now)
-        self._crew.lost(port, exit, now)
-
     # ------------------------------------------------------------------ what the scheduler decided
 
     def _apply(self, now: float) -> None:
@@ -646,7 +515,7 @@ class Supervisor:
                 if what == SEND:
                     outbox.append((decision[1], decision[2], decision[2].turn))
                 elif what == SETTLE:
-                    self._conclude(outcome.settle, decision[1], decision[2])
+                    self._receiving.conclude(outcome.settle, decision[1], decision[2])
                 elif what == START:
                     crew.start(decision[1], now)
                 elif what == RECALL:
@@ -678,12 +547,6 @@ class Supervisor:
                 pass
 
     # ------------------------------------------------------------------ work that may be the user's
-
-    def _tell(self) -> None:
-        """Wake those who wait for what has been settled."""
-        untold, self._untold = self._untold, []
-        for future in untold:
-            future._tell()
 
     def _write_relayed(self, now: float) -> bool:
         """Write what workers have said; false if somebody else leads now."""
@@ -722,7 +585,7 @@ class Supervisor:
             tasks += worker.line  # also of those that have no process yet
         for task in tasks:
             outcome.settle(task, self.scheduler.broken)
-        self._tell()
+        self._receiving.tell()
         self._ended.wake()
 
     def abandon(self) -> None:
