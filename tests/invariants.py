@@ -113,8 +113,8 @@ def _check_workers(world: World, workers: list[Worker]) -> None:
     assert scheduler._assigned == assigned
     assert scheduler._busy == busy
     window = scheduler.window
-    if scheduler._duration is not None:
-        scheduler._set_window()
+    if scheduler._pace.duration is not None:
+        scheduler._pace.set_window()
     assert scheduler.window == window, "not the window for what tasks take"
 
 

@@ -49,12 +49,14 @@ ROOMS = {
     "loky.pool.model": {"loky.task_options"},
     "loky.pool.deadlines": {"loky.pool.model"},
     "loky.pool.intensity": set(),
+    "loky.pool.pace": set(),
     "loky.pool.succession": {"loky.pool.model"},
     "loky.pool.waiting": {"loky.pool.model"},
     "loky.pool.scheduler": {
         "loky.pool.deadlines",
         "loky.pool.intensity",
         "loky.pool.model",
+        "loky.pool.pace",
         "loky.pool.succession",
         "loky.pool.waiting",
         "loky.task_options",
@@ -81,7 +83,7 @@ ROOMS = {
 }
 # Pure data structures: all that the state machine may know of the standard library.
 PLAIN = {"__future__", "collections", "collections.abc", "heapq", "math", "typing"}
-STATE_MACHINE = ("deadlines", "intensity", "model", "scheduler", "succession", "waiting")
+STATE_MACHINE = ("deadlines", "intensity", "model", "pace", "scheduler", "succession", "waiting")
 
 HEAVY = {
     "asyncio",
@@ -140,7 +142,7 @@ def rules_for(name: str) -> set[str] | None:
 
 def test_the_walk_finds_the_imports() -> None:
     found = dict(imports_of(HOME / "pool" / "supervisor.py"))
-    assert {"loky.pool.scheduler", "loky.future", "loky.wire.protocol", "weakref"} <= set(found)
+    assert {"loky.pool.scheduler", "loky.future", "loky.pool.outcome", "weakref"} <= set(found)
     assert "loky.worker.guard" in dict(imports_of(HOME / "worker" / "loop.py"))
     assert len(MODULES) > 20
 

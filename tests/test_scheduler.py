@@ -50,13 +50,8 @@ from loky.pool.model import (
     Task,
     Worker,
 )
-from loky.pool.scheduler import (
-    MAX_AHEAD,
-    SLOW_HEAD_SECONDS,
-    SLOW_START_SECONDS,
-    START_AGAIN_SECONDS,
-    Scheduler,
-)
+from loky.pool.pace import MAX_AHEAD, SLOW_START_SECONDS
+from loky.pool.scheduler import SLOW_HEAD_SECONDS, START_AGAIN_SECONDS, Scheduler
 from loky.pool.waiting import OVERTAKES
 from loky.task_options import TIMEOUT, TaskOptions
 

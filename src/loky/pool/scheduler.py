@@ -31,7 +31,6 @@ What the decisions and verdicts are stands in `model.py`.
 
 from __future__ import annotations
 
-from math import inf
 from typing import Any
 
 from ..task_options import TIMEOUT
@@ -65,23 +64,12 @@ from .model import (
     Task,
     Worker,
 )
+from .pace import MAX_AHEAD, OUTLIER_FACTOR, OUTLIER_SECONDS, Pace
 from .succession import Succession
 from .waiting import Waiting
 
-# About this much work, in seconds, is kept in a worker's channel ahead of the task it runs: enough
-# to hide the parent's latency (about 0.2 ms a round trip), little enough to recall (DESIGN 5).
-AHEAD_SECONDS = 1e-3
-# One task ahead is worth having up to this duration; beyond it the gap is below two per cent.
-AHEAD_WORTH_SECONDS = 10e-3
-MAX_AHEAD = 64
-# A task's duration changes what is expected of the next ones no more than one of this length would.
-OUTLIER_FACTOR = 10.0
-OUTLIER_SECONDS = 1e-4
 # Behind a task that has run this long nothing stays queued that the channel can give back.
 SLOW_HEAD_SECONDS = 2e-3
-# A starting worker keeps the task it was promised this long, or this many times a usual start.
-SLOW_START_SECONDS = 1.0
-SLOW_START_FACTOR = 4.0
 # The system refused a process: try again after this long. Whoever holds what is lacking
 # (processes, descriptors, memory) may let go of it.
 START_AGAIN_SECONDS = 0.1
@@ -142,10 +130,7 @@ class Scheduler:
         self._live = 0  # starting or ready, without spares
         self._draining = 0
         self._busy = 0  # with a line that is not empty
-        self._duration: float | None = None  # what tasks take lately, seconds
-        self._window = 1
-        self._shortest, self._longest = inf, -inf  # durations for which the window is right
-        self._usual_start: float | None = None
+        self._pace = Pace(can_recall=can_recall)
         self._look_at: float | None = None  # when to look for slow heads
         self._start_after: float | None = None  # no worker is started before then
         self._deadlines = Deadlines()
@@ -170,7 +155,7 @@ class Scheduler:
     @property
     def window(self) -> int:
         """How many tasks a ready worker may hold, the running one included."""
-        return self._window
+        return self._pace.window
 
     def deadline(self) -> float | None:
         """When `tick` should be called at the latest, on the clock of the `now` arguments."""
@@ -194,7 +179,7 @@ class Scheduler:
         if self._awaited and self._live > len(self._starting):
             for worker in self._awaited:
                 if worker.line:
-                    due = worker.started + self._slow_start()
+                    due = worker.started + self._pace.slow_start()
                     at = due if at is None or due < at else at
                     break
         return at
@@ -327,18 +312,19 @@ class Scheduler:
         worker.head_since = now
         worker.slow = False
         worker.tasks_done += 1
-        known = self._duration
+        pace = self._pace
+        known = pace.duration
         if known is None:
-            self._duration = seconds
-            self._set_window()
+            pace.duration = seconds
+            pace.set_window()
         else:
             # One odd task (descheduled, say) must not close the window for the next fifty; a row of
             # long ones closes it within a few, and what waits behind a long one is taken back.
             most = OUTLIER_FACTOR * known + OUTLIER_SECONDS
             known += ((seconds if seconds < most else most) - known) * 0.2
-            self._duration = known
-            if not self._shortest < known <= self._longest:
-                self._set_window()
+            pace.duration = known
+            if not pace.shortest < known <= pace.longest:
+                pace.set_window()
         if worker.budget >= 0:
             self._now = now
             self._foresee(worker)
@@ -378,9 +364,7 @@ class Scheduler:
         self._starting.pop(worker, None)
         self._awaited.pop(worker, None)
         self._unborn.pop(worker, None)
-        took = now - worker.started
-        usual = self._usual_start
-        self._usual_start = took if usual is None else usual + (took - usual) * 0.3
+        self._pace.started(now - worker.started)
         self._intensity.started()
         if worker.elder is not None:
             if worker.elder.cause is not None:
@@ -575,7 +559,7 @@ class Scheduler:
                 self._retire(worker)
                 self._floor = min(self._floor, self._live)
         if self._awaited and self._live > len(self._starting):
-            slow = self._slow_start()
+            slow = self._pace.slow_start()
             for worker in list(self._awaited):
                 if now < worker.started + slow:
                     break
@@ -656,7 +640,7 @@ class Scheduler:
         # costs a switch, so one to each in turn would cost one for every task.
         share = len(pending) // max(1, self._live) - 1
         run = 0
-        most, window = (1, 1) if self.pressed else (self.max_workers, self._window)
+        most, window = (1, 1) if self.pressed else (self.max_workers, self._pace.window)
         worker: Any = None
         while pending or waiting.others:
             if waiting.others:
@@ -713,25 +697,6 @@ class Scheduler:
             self._enter_bucket(worker)
 
     # ------------------------------------------------------------------ inner workings
-
-    def _slow_start(self) -> float:
-        return max(SLOW_START_SECONDS, SLOW_START_FACTOR * (self._usual_start or 0.0))
-
-    def _set_window(self) -> None:
-        """Set the window for the present duration of tasks, and the durations it is right for."""
-        seconds = self._duration
-        assert seconds is not None
-        if seconds > AHEAD_WORTH_SECONDS or not self.can_recall:
-            ahead = 0
-            self._shortest, self._longest = AHEAD_WORTH_SECONDS, inf
-        elif seconds * MAX_AHEAD <= AHEAD_SECONDS:
-            ahead = MAX_AHEAD
-            self._shortest, self._longest = -inf, AHEAD_SECONDS / MAX_AHEAD
-        else:
-            ahead = max(1, int(AHEAD_SECONDS / seconds))
-            self._shortest = AHEAD_SECONDS / (ahead + 1)
-            self._longest = AHEAD_SECONDS / ahead if ahead > 1 else AHEAD_WORTH_SECONDS
-        self._window = 1 + ahead
 
     def _ensure_workers(self, now: float) -> None:
         if not self._begun:
@@ -810,7 +775,7 @@ class Scheduler:
     def _foresee(self, worker: Worker) -> None:
         """Note it if the worker needs an heir: `dispatch` starts one when there is room."""
         if worker.state == READY and worker.elder is None and worker.heir is None:
-            if self._succession.needs_an_heir(worker, self._duration, self._usual_start):
+            if self._succession.needs_an_heir(worker, self._pace.duration, self._pace.usual_start):
                 self._succession.wanted[worker] = None
 
     def _start_heirs(self, now: float) -> None:
