@@ -282,7 +282,9 @@ class World:
             assert task.control is not None
             task.control.attempts.append(RETRIABLE)
             self._fails(task, RETRIABLE)
+            given_up = task.cancel_wanted
             self._event(self.scheduler.retry, task, self.now)
+            assert not given_up or task.state == DONE, "was cancelled, and is tried again"
         else:
             self._settle(task, RESULT)
             self._event(self.scheduler.over, task)
@@ -368,8 +370,14 @@ class World:
         for task in line:
             attempts = task.control.attempts if task.control is not None else None
             if attempts and isinstance(attempts[-1], Lost) and attempts[-1].worker is worker:
+                self._check_blame(task, worker)
                 self._fails(task, attempts[-1].cause)
         del self.processes[worker]
+
+    def _check_blame(self, task: Task, worker: Worker) -> None:
+        """The worker's end is charged to this task."""
+        assert self.reads[task] or not self.scheduler.can_recall, "blamed, but never read"
+        assert not worker.quits or worker.doomed is task, "blamed, but the worker left by itself"
 
     def _fails(self, task: Task, cause: str) -> None:
         """An attempt has failed, and there is to be another one."""
@@ -501,7 +509,7 @@ class World:
             stopped = task in self.stopped or task.stop_wanted
             assert len(attempts) >= self.reads[task] or stopped, "cancelled, but it may have run"
         elif isinstance(verdict, Lost):
-            assert self.reads[task] or not self.scheduler.can_recall, "blamed, but never read"
+            self._check_blame(task, verdict.worker)
             assert verdict.worker not in self.processes, "settled before its worker is gone"
             assert (
                 len(attempts) == options.retries
