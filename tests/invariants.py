@@ -90,28 +90,28 @@ def _check_workers(world: World, workers: list[Worker]) -> None:
         )
         if expected:
             in_buckets += 1
-            assert worker in scheduler._buckets[len(line)], f"{worker} is not in its bucket"
+            assert worker in scheduler._roster.buckets[len(line)], f"{worker} is not in its bucket"
         if state == READY:
             assert not worker.slow or line or worker.recalling, "idle, and will never be used"
             assert worker.budget or len(line) > 1 or worker.recalling
         elif state == DRAINING:
             assert line or worker.recalling or worker.lent
         assert worker.lent == (worker in world.lent)
-        assert (worker in scheduler._starting) == is_starting
-        assert (worker in scheduler._awaited) == (is_starting and not worker.slow)
+        assert (worker in scheduler._roster.starting) == is_starting
+        assert (worker in scheduler._roster.awaited) == (is_starting and not worker.slow)
         unborn = is_starting and not line
-        if worker in scheduler._unborn:
+        if worker in scheduler._roster.unborn:
             assert unborn
         elif unborn:
             assert worker.recalling or worker.slow
     # With those of the others that are the same for all: nobody is where it should not be.
-    assert sum(map(len, scheduler._buckets)) == in_buckets
-    assert len(scheduler._starting) == starting
-    assert len(scheduler._awaited) <= starting and len(scheduler._unborn) <= starting
-    assert scheduler._live == live
+    assert sum(map(len, scheduler._roster.buckets)) == in_buckets
+    assert len(scheduler._roster.starting) == starting
+    assert len(scheduler._roster.awaited) <= starting and len(scheduler._roster.unborn) <= starting
+    assert scheduler._roster.live == live
     assert live <= scheduler.max_workers or scheduler.closing
     assert scheduler._assigned == assigned
-    assert scheduler._busy == busy
+    assert scheduler._roster.busy == busy
     window = scheduler.window
     if scheduler._pace.duration is not None:
         scheduler._pace.set_window()
@@ -119,7 +119,7 @@ def _check_workers(world: World, workers: list[Worker]) -> None:
 
 
 def _check_succession(scheduler: Scheduler, workers: list[Worker]) -> None:
-    succession = scheduler._succession
+    succession = scheduler._roster.succession
     spares = draining = 0
     for worker in workers:
         elder, heir, state = worker.elder, worker.heir, worker.state
@@ -137,7 +137,7 @@ def _check_succession(scheduler: Scheduler, workers: list[Worker]) -> None:
             due = worker.cause is not None or last
             assert not due or worker in succession.wanted, "has to leave, and no heir is due"
     assert succession.spares == spares
-    assert scheduler._draining == draining
+    assert scheduler._roster.draining == draining
     for worker in succession.wanted:
         assert worker.state == READY and worker.elder is None and worker.heir is None
     if succession.wanted and spares + draining < scheduler.max_workers:
@@ -176,12 +176,14 @@ def _check_tasks(world: World, workers: list[Worker]) -> None:
     _check_waiting(world, states[PENDING], states[DELAYED])
 
     if scheduler.broken is not None:
-        assert not (states[PENDING] or states[ASSIGNED] or scheduler._live)
+        assert not (states[PENDING] or states[ASSIGNED] or scheduler._roster.live)
     elif states[PENDING]:
-        assert scheduler._live or scheduler.deadline() is not None, "nobody will ever take them"
-        if scheduler._buckets[0]:
+        assert scheduler._roster.live or scheduler.deadline() is not None, (
+            "nobody will ever take them"
+        )
+        if scheduler._roster.buckets[0]:
             most = 1 if scheduler.pressed else scheduler.max_workers
-            assert scheduler._busy >= most, "idle while tasks wait"
+            assert scheduler._roster.busy >= most, "idle while tasks wait"
     elif states[DELAYED] and not (world.pickling or waiting.aside):
         assert scheduler.deadline() is not None, "nobody will ever wake them"
 

@@ -423,7 +423,7 @@ class World:
             self.events["bring_back"] += 1
             scheduler.waiting.bring_back()
         self.events["dispatch"] += 1
-        busy = scheduler._busy
+        busy = scheduler._roster.busy
         known = len(scheduler.decisions)
         scheduler.dispatch(self.now)
         if len(scheduler.decisions) > known:
@@ -438,7 +438,7 @@ class World:
             assert length <= (1 if scheduler.pressed else scheduler.window), "over its window"
             assert worker.state != STARTING or (length == 1 and scheduler.can_recall)
         most = 1 if scheduler.pressed else scheduler.max_workers
-        assert scheduler._busy <= max(busy, most), "more at work than allowed"
+        assert scheduler._roster.busy <= max(busy, most), "more at work than allowed"
         if given and len(self.priorities) > 1:
             invariants.check_fairness(self, [task for _, _, task in given])
 

@@ -50,6 +50,7 @@ ROOMS = {
     "loky.pool.deadlines": {"loky.pool.model"},
     "loky.pool.intensity": set(),
     "loky.pool.pace": set(),
+    "loky.pool.roster": {"loky.pool.model", "loky.pool.pace", "loky.pool.succession"},
     "loky.pool.succession": {"loky.pool.model"},
     "loky.pool.waiting": {"loky.pool.model"},
     "loky.pool.scheduler": {
@@ -57,7 +58,7 @@ ROOMS = {
         "loky.pool.intensity",
         "loky.pool.model",
         "loky.pool.pace",
-        "loky.pool.succession",
+        "loky.pool.roster",
         "loky.pool.waiting",
         "loky.task_options",
     },
@@ -83,7 +84,16 @@ ROOMS = {
 }
 # Pure data structures: all that the state machine may know of the standard library.
 PLAIN = {"__future__", "collections", "collections.abc", "heapq", "math", "typing"}
-STATE_MACHINE = ("deadlines", "intensity", "model", "pace", "scheduler", "succession", "waiting")
+STATE_MACHINE = (
+    "deadlines",
+    "intensity",
+    "model",
+    "pace",
+    "roster",
+    "scheduler",
+    "succession",
+    "waiting",
+)
 
 HEAVY = {
     "asyncio",

@@ -51,7 +51,8 @@ from loky.pool.model import (
     Worker,
 )
 from loky.pool.pace import MAX_AHEAD, SLOW_START_SECONDS
-from loky.pool.scheduler import SLOW_HEAD_SECONDS, START_AGAIN_SECONDS, Scheduler
+from loky.pool.roster import SLOW_HEAD_SECONDS
+from loky.pool.scheduler import START_AGAIN_SECONDS, Scheduler
 from loky.pool.waiting import OVERTAKES
 from loky.task_options import TIMEOUT, TaskOptions
 
@@ -316,7 +317,7 @@ def test_tasks_that_come_back_do_not_use_up_a_worker() -> None:
                 world.complete(worker, 1e-5)
                 world.look_at(worker)
     assert not world.scheduler.outstanding
-    assert world.scheduler._next_worker <= 11, "ten are needed, and one is ready for more"
+    assert world.scheduler._roster._next <= 11, "ten are needed, and one is ready for more"
     world.finish()
 
 
@@ -962,7 +963,7 @@ def test_an_heir_takes_over_when_its_elder_dies(ready: bool) -> None:
     world.die(worker)
     world.reap(worker)
     world.apply_all()
-    assert world.scheduler._live == 1
+    assert world.scheduler._roster.live == 1
     assert heir in world.processes and heir.elder is None
     (task,) = world.submit()
     assert task.worker is (heir if ready else None)
@@ -1303,7 +1304,8 @@ def work_per_event(workers: int, queued: int) -> list[int]:
     sent = []
 
     def drain() -> None:
-        decisions, scheduler.decisions = scheduler.decisions, []
+        decisions = scheduler.decisions[:]
+        scheduler.decisions.clear()
         for decision in decisions:
             if decision[0] == START:
                 scheduler.ready(decision[1], 0.0)
@@ -1351,7 +1353,7 @@ def test_work_per_event_in_a_cold_pool_does_not_depend_on_the_workers() -> None:
             scheduler.submit(Task(number, None, (), {}, None))
         scheduler.dispatch(0.0)
         first = scheduler.decisions[0][1]
-        scheduler.decisions = []
+        scheduler.decisions.clear()
         scheduler.ready(first, 0.1)
         task = first.line[0]
 

@@ -1,14 +1,16 @@
 """Which task goes to which worker, and what a death means: a pure state machine.
 
-Rule 1: everything that affects the fate of a task or of a worker is decided in this file.
+Rule 1: everything that affects the fate of a task is decided in this file. What becomes of the
+workers for it (states, buckets, heirs) is kept by `roster`, and only this file tells it.
 
 Rule 2: no I/O, no threads, no locks, no clock, no user code. Whoever drives it calls one method
-per event, passes the time in, and then carries out `decisions`, oldest first. That is why the
-same object can run a real pool, a hypothesis state machine and a simulator with virtual time.
+per event, passes the time in, and then carries out `decisions`, oldest first, and empties the list.
+That is why the same object can run a real pool, a hypothesis state machine and a simulator with
+virtual time.
 
 Rule 3: work per event is constant: it depends neither on the number of queued tasks nor on the
-number of workers (workers are kept in buckets by load). Deaths, resizes, shutdowns and looks at the
-clock may cost one pass over what they concern.
+number of workers (the roster keeps them in buckets by load). Deaths, resizes, shutdowns and looks
+at the clock may cost one pass over what they concern.
 
 Invariants, checked by the tests after every step:
 
@@ -46,17 +48,12 @@ from .model import (
     DRAINING,
     GONE,
     HELD,
-    KILL,
-    MAX_TASKS,
     PENDING,
     READY,
-    RECALL,
     REFUSED,
-    RETIRE,
     RETIRING,
     SEND,
     SETTLE,
-    START,
     STARTING,
     STOP,
     Broken,
@@ -64,12 +61,10 @@ from .model import (
     Task,
     Worker,
 )
-from .pace import MAX_AHEAD, OUTLIER_FACTOR, OUTLIER_SECONDS, Pace
-from .succession import Succession
+from .pace import OUTLIER_FACTOR, OUTLIER_SECONDS, Pace
+from .roster import SLOW_HEAD_SECONDS, Roster
 from .waiting import Waiting
 
-# Behind a task that has run this long nothing stays queued that the channel can give back.
-SLOW_HEAD_SECONDS = 2e-3
 # The system refused a process: try again after this long. Whoever holds what is lacking
 # (processes, descriptors, memory) may let go of it.
 START_AGAIN_SECONDS = 0.1
@@ -102,14 +97,12 @@ class Scheduler:
         break_on_crash: bool = False,
         can_recall: bool = True,
     ) -> None:
-        self.max_workers = max_workers
         self.idle_timeout = idle_timeout
         self.max_tasks_per_child = max_tasks_per_child
         self.break_on_crash = break_on_crash
         self.can_recall = can_recall
         self.decisions: list[tuple[Any, ...]] = []
         self.waiting = Waiting()
-        self.workers: dict[int, Worker] = {}
         self.broken: Broken | None = None
         self.closing = False
         self.pressed = False  # tasks are to be given out only while none runs: memory is short
@@ -117,26 +110,17 @@ class Scheduler:
         self.outstanding = 0  # submitted and not settled
         self.retried = 0  # attempts that were not a task's first
         self._assigned = 0  # in some worker's line
-        self._next_worker = 0
-        self._floor = 0  # workers wanted whether or not there is work for them
-        self._begun = False
-        # Ready workers that may be given tasks, by load; each bucket is an ordered set.
-        self._buckets: list[dict[Worker, None]] = [{} for _ in range(MAX_AHEAD + 3)]
-        # Starting workers; those of them that may yet prove slow, in the order of being started;
-        # and those of them that may be given a task.
-        self._starting: dict[Worker, None] = {}
-        self._awaited: dict[Worker, None] = {}
-        self._unborn: dict[Worker, None] = {}
-        self._live = 0  # starting or ready, without spares
-        self._draining = 0
-        self._busy = 0  # with a line that is not empty
         self._pace = Pace(can_recall=can_recall)
+        self._roster = Roster(
+            max_workers, max_tasks_per_child, self._pace, self.decisions, can_recall=can_recall
+        )
+        # The roster's, at hand.
+        self.workers = self._roster.workers
+        self._buckets = self._roster.buckets
+        self._idle = self._roster.buckets[0]  # in the order of becoming idle
         self._look_at: float | None = None  # when to look for slow heads
-        self._start_after: float | None = None  # no worker is started before then
         self._deadlines = Deadlines()
         self._intensity = Intensity()
-        self._succession = Succession()
-        self._now = 0.0
 
     # ------------------------------------------------------------------ what can be asked
 
@@ -148,9 +132,14 @@ class Scheduler:
         )
 
     @property
+    def max_workers(self) -> int:
+        """How many workers there may be at a time."""
+        return self._roster.max_workers
+
+    @property
     def busy(self) -> int:
         """How many workers have tasks."""
-        return self._busy
+        return self._roster.busy
 
     @property
     def window(self) -> int:
@@ -160,9 +149,11 @@ class Scheduler:
     def deadline(self) -> float | None:
         """When `tick` should be called at the latest, on the clock of the `now` arguments."""
         at = self._look_at
-        again = self._start_after
+        again = self._roster.start_after
         if again is not None and (
-            self.waiting.first or self._live < self._floor or self._succession.wanted
+            self.waiting.first
+            or self._roster.live < self._roster.floor
+            or self._roster.succession.wanted
         ):
             at = again if at is None or again < at else at
         if self._deadlines.heap:
@@ -171,13 +162,13 @@ class Scheduler:
         if self.waiting.delayed:
             due = self.waiting.due()
             at = due if at is None or (due is not None and due < at) else at
-        idle = self._buckets[0]
+        idle = self._idle
         if self.idle_timeout is not None and idle and not self.waiting.first:
-            # The bucket is in the order of becoming idle, so the first is the next to go.
+            # The first is the next to go.
             due = next(iter(idle)).idle_since + self.idle_timeout
             at = due if at is None or due < at else at
-        if self._awaited and self._live > len(self._starting):
-            for worker in self._awaited:
+        if self._roster.awaited and self._roster.live > len(self._roster.starting):
+            for worker in self._roster.awaited:
                 if worker.line:
                     due = worker.started + self._pace.slow_start()
                     at = due if at is None or due < at else at
@@ -209,7 +200,7 @@ class Scheduler:
             self._settle(task, CANCELLED)
         elif task.state == ASSIGNED:
             task.cancel_wanted = True
-            self._recall(_worker_of(task))
+            self._roster.recall(_worker_of(task))
         elif task.state == HELD:
             task.cancel_wanted = True
 
@@ -241,7 +232,7 @@ class Scheduler:
             if self.can_recall:
                 # First make sure that nothing else is read: the worker may be just about to go on
                 # to its next task, which must not die in this one's place. See `recalled`.
-                self._recall(worker)
+                self._roster.recall(worker)
             elif worker.line[0] is task and worker.state != RETIRING:
                 self._stop_now(worker, task)
         elif reason == CANCEL:
@@ -253,7 +244,7 @@ class Scheduler:
             worker = _worker_of(task)
             self._unassign(worker, task)
             self._finish(task)
-            self._after_unassign(worker)
+            self._roster.place(worker)
         else:
             self.cancelled(task)
 
@@ -266,7 +257,7 @@ class Scheduler:
         else:
             task.stop_wanted = None
             self.waiting.set_aside(task)
-        self._after_unassign(worker)
+        self._roster.place(worker)
 
     def sent(self, worker: Worker, task: Task, now: float) -> None:
         """The driver has put the task into the worker's channel. Needed for those with options."""
@@ -326,8 +317,8 @@ class Scheduler:
             if not pace.shortest < known <= pace.longest:
                 pace.set_window()
         if worker.budget >= 0:
-            self._now = now
-            self._foresee(worker)
+            self._roster.now = now
+            self._roster.foresee(worker)
         if line:
             if line[0].control is not None and line[0].on_wire:
                 self._deadlines.start(line[0], now)
@@ -337,16 +328,16 @@ class Scheduler:
                 elif len(line) == 1:
                     # It is at its last task: let a replacement start meanwhile. Not before: what
                     # is sent ahead may be taken back, and then it has more to do.
-                    self._unlive(worker, DRAINING)
+                    self._roster.unlive(worker, DRAINING)
             return
-        self._busy -= 1
+        self._roster.busy -= 1
         worker.idle_since = now
         worker.busy_seconds += now - worker.busy_since
         if not worker.recalling:
             if worker.state == READY and worker.budget:
                 buckets[0][worker] = None
             elif worker.state != RETIRING:
-                self._retire(worker)
+                self._roster.retire(worker)
 
     # ------------------------------------------------------------------ events: workers
 
@@ -357,23 +348,10 @@ class Scheduler:
         worker.head_since = worker.idle_since = worker.busy_since = now
         if worker.line and worker.line[0].on_wire:
             self._deadlines.start(worker.line[0], now)
-        if worker.state != STARTING:
-            return
-        self._now = now
-        worker.state = READY
-        self._starting.pop(worker, None)
-        self._awaited.pop(worker, None)
-        self._unborn.pop(worker, None)
-        self._pace.started(now - worker.started)
-        self._intensity.started()
-        if worker.elder is not None:
-            if worker.elder.cause is not None:
-                self._let_go(worker.elder)
-            return
-        if worker.budget == 0:
-            self._unlive(worker, DRAINING)
-        self._foresee(worker)
-        self._enter_bucket(worker)
+        if worker.state == STARTING:
+            self._intensity.started()
+            self._roster.now = now
+            self._roster.ready(worker)
 
     def recalled(self, worker: Worker, unread: list[Task], now: float) -> None:
         """Answer to RECALL: these tasks, in order, were taken back before it read them."""
@@ -388,7 +366,7 @@ class Scheduler:
         if worker.line and worker.line[-1].stop_wanted and worker.state != RETIRING:
             self._stop_now(worker, worker.line[-1])
         else:
-            self._after_unassign(worker)
+            self._roster.place(worker)
 
     def recycle(self, worker: Worker, cause: str, *, quits: bool = False) -> None:
         """Replace the worker for good; until its successor is ready, it goes on as before.
@@ -402,17 +380,18 @@ class Scheduler:
         quits : bool
             It leaves by itself, now, and reads nothing more.
         """
+        roster = self._roster
         if quits:
             worker.quits = True
             worker.cause = worker.cause or cause
             if worker.state == READY:
-                self._let_go(worker)
+                roster.let_go(worker)
         elif worker.state == READY and worker.cause is None:
             worker.cause = cause
             if worker.heir is not None and worker.heir.state == READY:
-                self._let_go(worker)
+                roster.let_go(worker)
             else:
-                self._foresee(worker)
+                roster.foresee(worker)
 
     def lost(self, worker: Worker, unread: list[Task], now: float, exit: Any = None) -> None:
         """The process has ended, every result that it sent was reported, `unread` was taken back.
@@ -431,7 +410,7 @@ class Scheduler:
         state = worker.state
         if state == GONE:
             return
-        self._now = now
+        self._roster.now = now
         if worker.quits:
             unread = [task for task in worker.line if task is not worker.doomed]
             if state == DRAINING:
@@ -443,10 +422,10 @@ class Scheduler:
         for task in list(worker.line)[:0:-1]:
             self._take_back(worker, task)
         culprit = worker.line[0] if worker.line else None
-        self._unlive(worker, GONE)
+        self._roster.unlive(worker, GONE)
         del self.workers[worker.id]
         # Whoever carries out decisions need not ask each time whether the worker is still there.
-        self.decisions = [d for d in self.decisions if d[0] == SETTLE or d[1] is not worker]
+        self.decisions[:] = [d for d in self.decisions if d[0] == SETTLE or d[1] is not worker]
         lost = Lost(worker, exit, max(0.0, now - worker.head_since))
         breaks = self.break_on_crash and state != RETIRING and self.broken is None
         if culprit is not None:
@@ -464,7 +443,9 @@ class Scheduler:
         if breaks:
             self.break_(Broken(BREAKS, lost))
         elif culprit is None:
-            reason = self._intensity.too_many(self.max_workers, now, starting=state == STARTING)
+            reason = self._intensity.too_many(
+                self._roster.max_workers, now, starting=state == STARTING
+            )
             if reason is not None:
                 self.break_(Broken(reason, lost))
 
@@ -474,35 +455,26 @@ class Scheduler:
         As long as there are others, the pool goes on with them and tries again when there is more
         to do than they can take.
         """
-        self._start_after = now + START_AGAIN_SECONDS
+        roster = self._roster
+        roster.start_after = now + START_AGAIN_SECONDS
         elder = worker.elder
         if elder is not None:
-            self._unlive(worker, RETIRING)
+            roster.unlive(worker, RETIRING)
             if elder.cause is not None:
-                self._let_go(elder)  # there is no room for both: cold, then
-        elif self._draining or self._live > (worker.state == STARTING):
-            self._unlive(worker, RETIRING)  # so that it does not count as a death
-            self._floor = min(self._floor, self._live)
+                roster.let_go(elder)  # there is no room for both: cold, then
+        elif roster.draining or roster.live > (worker.state == STARTING):
+            roster.unlive(worker, RETIRING)  # so that it does not count as a death
+            roster.lower_floor()
         self.lost(worker, list(worker.line), now, exit)
 
     # ------------------------------------------------------------------ events: the pool
 
     def resize(self, max_workers: int) -> None:
         """Change the number of workers: more at once, fewer as they finish what they run."""
-        self.max_workers = max_workers
         if self.closing or self.broken is not None:
-            return
-        self._floor = max_workers if self._begun else 0
-        excess = self._live - max_workers
-        if excess > 0:
-            alive = [
-                w for w in self.workers.values() if w.state in (STARTING, READY) and w.elder is None
-            ]
-            # Least loss first: not yet born, idle, then least loaded; the youngest of equals.
-            alive.sort(key=lambda w: (w.state == READY, len(w.line) + w.lent, -w.id))
-            for worker in alive[:excess]:
-                self._disinherit(worker)
-                self._let_go(worker)
+            self._roster.max_workers = max_workers
+        else:
+            self._roster.resize(max_workers)
 
     def shutdown(self, *, cancel: bool = False, kill: bool = False) -> None:
         """Take no more tasks and close once the present ones are settled.
@@ -515,11 +487,11 @@ class Scheduler:
             Also end the workers now and settle everything as refused.
         """
         self.closing = True
-        self._floor = 0
+        self._roster.close()
         if kill:
             self.killed = True
             self._settle_everything(REFUSED)
-            self._kill_everybody()
+            self._roster.kill_all()
         elif cancel:
             waiting = list(self.waiting)
             self.waiting.clear()
@@ -529,65 +501,56 @@ class Scheduler:
                 for task in worker.line:
                     task.cancel_wanted = True
                 if worker.line:
-                    self._recall(worker)
+                    self._roster.recall(worker)
 
     def break_(self, broken: Broken) -> None:
         """Nothing can run any more: every task gets this verdict, every worker is ended."""
         if self.broken is None:
             self.broken = broken
             self._settle_everything(broken)
-            self._kill_everybody()
+            self._roster.kill_all()
 
     def tick(self, now: float) -> None:
         """Do what is due by now."""
-        self._now = now
+        roster = self._roster
+        roster.now = now
         if self._look_at is not None and now >= self._look_at:
             self._look_at = None
-            self._look_for_slow_heads(now)
+            roster.take_back_behind_slow_heads()
         for task in self._deadlines.expired(now):
             self.stop(task, TIMEOUT)
         self.waiting.end_delays(now)
-        if self._start_after is not None and now >= self._start_after:
-            self._start_after = None  # `dispatch` starts who is needed
-        if self.idle_timeout is not None:
-            idle = self._buckets[0]
-            while idle and not self.waiting.first:
-                worker = next(iter(idle))
-                if now < worker.idle_since + self.idle_timeout:
-                    break
-                self._disinherit(worker)
-                self._retire(worker)
-                self._floor = min(self._floor, self._live)
-        if self._awaited and self._live > len(self._starting):
-            slow = self._pace.slow_start()
-            for worker in list(self._awaited):
-                if now < worker.started + slow:
-                    break
-                worker.slow = True  # it is given nothing more until it is ready
-                del self._awaited[worker]
-                self._unborn.pop(worker, None)
-                if worker.line:
-                    self._recall(worker)
+        if roster.start_after is not None and now >= roster.start_after:
+            roster.start_after = None  # `dispatch` starts who is needed
+        if self.idle_timeout is not None and not self.waiting.first:
+            roster.dismiss_idle(self.idle_timeout)
+        if roster.awaited and roster.live > len(roster.starting):
+            roster.give_up_slow_starts()
 
     # ------------------------------------------------------------------ lending
 
     def lendable(self) -> Worker | None:
         """An idle worker that a submitter may send a task to by itself, if there is one."""
-        idle = self._buckets[0]
-        if not idle or self.waiting.first or self.closing or self._busy >= self.max_workers:
+        idle = self._idle
+        if (
+            not idle
+            or self.waiting.first
+            or self.closing
+            or self._roster.busy >= self._roster.max_workers
+        ):
             return None
         worker = next(reversed(idle))
         return worker if worker.budget < 0 else None
 
     def lend(self, worker: Worker) -> None:
         """A submitter has taken the worker: `borrowed` or `returned` will follow."""
-        self._buckets[0].pop(worker, None)
+        self._idle.pop(worker, None)
         worker.lent = True
 
     def returned(self, worker: Worker) -> None:
         """The submitter has sent nothing."""
         worker.lent = False
-        self._after_unassign(worker)
+        self._roster.place(worker)
 
     def borrowed(self, worker: Worker, task: Task, now: float) -> None:
         """The submitter has sent this task, which was not submitted otherwise."""
@@ -601,12 +564,12 @@ class Scheduler:
             # Also if the worker is to leave, or gone: then the task will turn out to be unread.
             worker.head_since = worker.busy_since = now
             worker.line.append(task)
-            self._busy += 1
+            self._roster.busy += 1
             self._assigned += 1
             task.state = ASSIGNED
             task.worker = worker
             task.turn += 1
-            self._enter_bucket(worker)
+            self._roster.enter(worker)
 
     # ------------------------------------------------------------------ handing out
 
@@ -614,33 +577,36 @@ class Scheduler:
         """Hand out what can be handed out, start who is needed. Call it after every event."""
         if self.broken is not None:
             return
-        self._now = now
+        roster = self._roster
+        roster.now = now
         waiting = self.waiting
-        if waiting.first or waiting.others or self._live < self._floor:
-            self._ensure_workers(now)
+        if waiting.first or waiting.others or roster.live < roster.floor:
+            roster.ensure(self.outstanding)
             self._hand_out(now)
-        if waiting.first and self._live < self.max_workers:
-            self._ensure_workers(now)
-        if self._assigned > self._busy and self._look_at is None and self.can_recall:
+        if waiting.first and roster.live < roster.max_workers:
+            roster.ensure(self.outstanding)
+        if self._assigned > roster.busy and self._look_at is None and self.can_recall:
             self._look_at = now + SLOW_HEAD_SECONDS
-        if self._succession.wanted:
-            self._start_heirs(now)
+        # Not if all that is left to do is in somebody's hands: an heir would do nothing.
+        if roster.succession.wanted and not (self.closing and self.outstanding == self._assigned):
+            roster.start_heirs()
         if self.closing and not self.outstanding:
             for worker in self.workers.values():
                 if worker.state != RETIRING and not worker.lent:
-                    self._retire(worker)
+                    roster.retire(worker)
 
     def _hand_out(self, now: float) -> None:
         """Give waiting tasks to workers that have room."""
+        roster = self._roster
         waiting = self.waiting
         pending = waiting.first
         buckets = self._buckets
         low = 1
         # A worker gets its share of a long queue in one go: each message to a worker that sleeps
         # costs a switch, so one to each in turn would cost one for every task.
-        share = len(pending) // max(1, self._live) - 1
+        share = len(pending) // max(1, roster.live) - 1
         run = 0
-        most, window = (1, 1) if self.pressed else (self.max_workers, self._pace.window)
+        most, window = (1, 1) if self.pressed else (roster.max_workers, self._pace.window)
         worker: Any = None
         while pending or waiting.others:
             if waiting.others:
@@ -656,20 +622,20 @@ class Scheduler:
                 if waiting.others:
                     waiting.overtaken += task.turn == 1
                 if not run:
-                    self._enter_bucket(worker)
+                    roster.enter(worker)
                 continue
             # An idle worker, else one about to start (a cold pool of four really uses four), else
             # the least loaded with room in its window. Loads only grow here, so `low` does too.
             # A worker with its last task and its replacement are not at work at the same time.
-            free = self._busy < most
+            free = roster.busy < most
             if free and buckets[0]:
                 worker, _ = buckets[0].popitem()  # the most recently used: warm caches
                 worker.head_since = worker.busy_since = now
-                self._busy += 1
-            elif free and self._unborn and self.can_recall:
-                worker = next(iter(self._unborn))
-                del self._unborn[worker]
-                self._busy += 1
+                roster.busy += 1
+            elif free and roster.unborn and self.can_recall:
+                worker = next(iter(roster.unborn))
+                del roster.unborn[worker]
+                roster.busy += 1
             else:
                 while low < window and not buckets[low]:
                     low += 1
@@ -692,33 +658,11 @@ class Scheduler:
                 elif worker.budget:
                     buckets[len(worker.line)][worker] = None
                 elif len(worker.line) == 1:
-                    self._unlive(worker, DRAINING)
+                    roster.unlive(worker, DRAINING)
         if run:
-            self._enter_bucket(worker)
+            roster.enter(worker)
 
     # ------------------------------------------------------------------ inner workings
-
-    def _ensure_workers(self, now: float) -> None:
-        if not self._begun:
-            self._begun = True
-            self._floor = 0 if self.closing else self.max_workers
-        if self._start_after is not None and now < self._start_after:
-            return
-        wanted = min(self.max_workers, max(self._floor, self.outstanding))
-        while self._live < wanted:
-            worker = self._new_worker(now)
-            self._starting[worker] = None
-            self._awaited[worker] = None
-            self._unborn[worker] = None
-            self._live += 1
-
-    def _new_worker(self, now: float) -> Worker:
-        budget = -1 if self.max_tasks_per_child is None else self.max_tasks_per_child
-        worker = Worker(self._next_worker, now, budget)
-        self._next_worker += 1
-        self.workers[worker.id] = worker
-        self.decisions.append((START, worker))
-        return worker
 
     def _assign(self, worker: Worker, task: Task) -> None:
         worker.line.append(task)
@@ -730,98 +674,12 @@ class Scheduler:
             worker.budget -= 1
         self.decisions.append((SEND, worker, task))
 
-    def _enter_bucket(self, worker: Worker) -> None:
-        held_back = worker.recalling or worker.slow or worker.lent
-        if worker.state == READY and worker.budget and not held_back:
-            self._buckets[len(worker.line)][worker] = None
-
-    def _unlive(self, worker: Worker, state: int) -> None:
-        """Give the worker no more tasks, and move it to a state that does not count as live."""
-        self._buckets[len(worker.line)].pop(worker, None)
-        before = worker.state
-        worker.state = state
-        self._draining += (state == DRAINING) - (before == DRAINING)
-        elder = worker.elder
-        if elder is not None:
-            self._succession.part(worker)
-            self._foresee(elder)
-        elif before in (STARTING, READY):
-            self._live -= 1
-            self._starting.pop(worker, None)
-            self._awaited.pop(worker, None)
-            self._unborn.pop(worker, None)
-            self._succession.wanted.pop(worker, None)
-            if worker.heir is not None:
-                self._succeed(worker.heir)
-
-    def _retire(self, worker: Worker) -> None:
-        self._unlive(worker, RETIRING)
-        if worker.cause is None and not worker.budget:
-            worker.cause = MAX_TASKS
-        self.decisions.append((RETIRE, worker))
-
-    def _let_go(self, worker: Worker) -> None:
-        """Have the worker leave as soon as it has finished what it runs."""
-        if worker.lent:
-            self._unlive(worker, DRAINING)
-        elif not worker.line:
-            self._retire(worker)
-        else:
-            self._unlive(worker, DRAINING)
-            self._recall(worker)
-
-    # ------------------------------------------------------------------ succession
-
-    def _foresee(self, worker: Worker) -> None:
-        """Note it if the worker needs an heir: `dispatch` starts one when there is room."""
-        if worker.state == READY and worker.elder is None and worker.heir is None:
-            if self._succession.needs_an_heir(worker, self._pace.duration, self._pace.usual_start):
-                self._succession.wanted[worker] = None
-
-    def _start_heirs(self, now: float) -> None:
-        if self._start_after is not None and now < self._start_after:
-            return
-        if self.closing and self.outstanding == self._assigned:
-            return  # there is nothing that an heir would do
-        succession = self._succession
-        while succession.wanted and succession.spares + self._draining < self.max_workers:
-            elder = next(iter(succession.wanted))
-            succession.adopt(elder, self._new_worker(now))
-
-    def _succeed(self, heir: Worker) -> None:
-        """The elder takes no more tasks: its heir is a worker like all others now."""
-        self._succession.part(heir)
-        if self._live >= self.max_workers:
-            self._live += 1  # which retiring takes off again
-            self._retire(heir)
-            return
-        self._live += 1
-        if heir.state == STARTING:
-            self._starting[heir] = None
-            heir.slow = True  # it has been starting for a while: nothing is promised to it
-        else:
-            heir.idle_since = self._now
-            self._foresee(heir)
-            self._enter_bucket(heir)
-
-    def _disinherit(self, worker: Worker) -> None:
-        """The pool can do without the worker's place: its heir leaves too."""
-        worker.cause = None
-        if worker.heir is not None:
-            self._retire(worker.heir)
-
     # ------------------------------------------------------------------ lines of workers
-
-    def _recall(self, worker: Worker) -> None:
-        if self.can_recall and not worker.recalling and worker.state != RETIRING:
-            self._buckets[len(worker.line)].pop(worker, None)
-            worker.recalling = True
-            self.decisions.append((RECALL, worker))
 
     def _stop_now(self, worker: Worker, task: Task) -> None:
         """End the worker that runs this task, which is settled when the worker is gone."""
         worker.doomed = task
-        self._unlive(worker, RETIRING)
+        self._roster.unlive(worker, RETIRING)
         self.decisions.append((STOP, worker, task))
 
     def _retried(self, task: Task, lost: Lost, now: float) -> bool:
@@ -853,7 +711,7 @@ class Scheduler:
         self._buckets[len(worker.line)].pop(worker, None)
         worker.line.remove(task)
         if not worker.line:
-            self._busy -= 1
+            self._roster.busy -= 1
         self._assigned -= 1
         if worker.budget >= 0:
             worker.budget += 1
@@ -871,33 +729,6 @@ class Scheduler:
             task.stop_wanted = None  # it has not run at all
             self.waiting.put_back(task)
 
-    def _after_unassign(self, worker: Worker) -> None:
-        """Put a worker whose line became shorter where it belongs now."""
-        if worker.recalling:
-            return
-        if worker.state == STARTING:
-            if not (worker.line or worker.slow):
-                self._unborn[worker] = None
-        elif worker.state == DRAINING and not worker.line:
-            self._retire(worker)
-        elif worker.state == READY and not worker.budget and len(worker.line) < 2:
-            if worker.line:
-                self._unlive(worker, DRAINING)
-            else:
-                self._retire(worker)
-        else:
-            if not worker.line:
-                worker.slow = False  # it had not even read its head: descheduled, not slow
-            self._enter_bucket(worker)
-
-    def _look_for_slow_heads(self, now: float) -> None:
-        """Take back what waits behind a task that runs for long: somebody else is faster."""
-        for worker in self.workers.values():
-            if len(worker.line) > 1 and not (worker.slow or worker.recalling):
-                if now - worker.head_since >= SLOW_HEAD_SECONDS:
-                    worker.slow = True
-                    self._recall(worker)
-
     def _finish(self, task: Task) -> None:
         task.state = DONE
         task.worker = None
@@ -914,14 +745,9 @@ class Scheduler:
             self._buckets[len(worker.line)].pop(worker, None)
             waiting += worker.line
             worker.line.clear()
-        self._assigned = self._busy = 0
+        self._assigned = self._roster.busy = 0
         for task in waiting:
             self._settle(task, verdict)
-
-    def _kill_everybody(self) -> None:
-        for worker in self.workers.values():
-            self._unlive(worker, RETIRING)
-            self.decisions.append((KILL, worker))
 
 
 def _worker_of(task: Task) -> Worker:

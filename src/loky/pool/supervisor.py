@@ -509,7 +509,8 @@ class Supervisor:
         crew = self._crew
         outbox = self._sending.outbox
         while scheduler.decisions:
-            decisions, scheduler.decisions = scheduler.decisions, []
+            decisions = scheduler.decisions[:]
+            scheduler.decisions.clear()
             for decision in decisions:
                 what = decision[0]
                 if what == SEND:
