@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import TimeoutError as FuturesTimeoutError
 from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,7 @@ def test_an_unordered_map_with_a_buffer_reads_its_input_as_results_are_taken(
 
 def test_an_unordered_map_times_out(pool: ProcessPoolExecutor, gate: Gate) -> None:
     results = pool.map(pass_through, [gate.path] * 2, ordered=False, timeout=0.05)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(FuturesTimeoutError):
         next(results)
     gate.open(2)
 

@@ -228,7 +228,7 @@ def test_a_time_out_has_the_stack_and_retries_their_attempts(tmp_path: Path) -> 
         future = executor.options(timeout=0.5).submit(pass_through, gate.path)
         error = future.exception()
         assert isinstance(error, TaskTimeoutError) and error.post_mortem is not None
-        assert error.post_mortem.stack == error.stack and "in wait_at" in error.stack
+        assert error.post_mortem.stack == error.stack and "in pass_through" in error.stack
         error = executor.options(retries=1).submit(killed).exception()
         assert isinstance(error, TerminatedWorkerError) and error.post_mortem is not None
         assert len(error.post_mortem.attempts) == len(error.attempts) == 1

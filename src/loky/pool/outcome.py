@@ -152,13 +152,18 @@ def encode(task: Task, reducers: Any) -> BaseException | None:
         return _unpicklable(task, error, reducers)
     if task.control is not None and task.control.options.retries:
         return None
-    if len(data) > protocol.INLINE_LIMIT or not (
-        pickling.is_plain(task.args) and pickling.is_plain(task.kwargs)
-    ):
+    if len(data) > protocol.INLINE_LIMIT or not _has_plain_arguments(task):
         # A large one need not be held twice, and what is the user's is not for the leader to drop.
         task.sketch = sketch(task.args, task.kwargs)
         task.args = task.kwargs = None
     return None
+
+
+def _has_plain_arguments(task: Task) -> bool:
+    try:
+        return pickling.is_plain(task.args) and pickling.is_plain(task.kwargs)
+    except Exception:  # another thread changes a set meanwhile, say
+        return False
 
 
 def _unpicklable(task: Task, error: BaseException, reducers: Any) -> BaseException:
