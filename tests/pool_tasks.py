@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from typing import Any
 
 def pass_through(path: str, value: Any = None) -> Any:
     """Say that you are here, wait until you may go on, return the value."""
-    # Opened first: whoever learns that this has arrived may let it through and take the gate away
+    # Opened first: whoever learns that this is here may let it through and take the gate away
     # before it would get to opening it, which then waits for ever.
-    with open(path + ".out", "rb", buffering=0) as file:
+    with open(path + ".out", "rb", buffering=0) as gate:
         announce(path)
-        file.read(1)
+        wait_at(gate)
     return value
 
 
@@ -40,10 +41,12 @@ def announce(path: str) -> None:
         file.write(b"%d\n" % os.getpid())
 
 
-def wait_at(path: str) -> None:
+def wait_at(gate: str | FileIO) -> None:
     """Wait until you may go on."""
-    with open(path + ".out", "rb", buffering=0) as file:
-        file.read(1)
+    if isinstance(gate, str):
+        gate = FileIO(gate + ".out")
+    with gate:
+        gate.read(1)
 
 
 # ---------------------------------------------------------------------- plain calls
