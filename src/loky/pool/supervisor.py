@@ -498,7 +498,7 @@ class Supervisor:
             due = look if due is None or (look is not None and look < due) else due
         stuck = None if self._relay is None else self._relay.deadline()
         if stuck is not None:
-            due = min(due or inf, stuck)
+            due = stuck if due is None or stuck < due else due
         # Bounded: a system's clock cannot count as far as a user may write.
         return None if due is None else min(max(0.0, due - monotonic()), LONGEST_SECONDS)
 
