@@ -225,7 +225,7 @@ def test_it_is_a_public_name() -> None:
 def test_a_time_out_has_the_stack_and_retries_their_attempts(tmp_path: Path) -> None:
     with Gate(tmp_path) as gate, ProcessPoolExecutor(1) as executor:
         executor.submit(echo).result()  # the tasks' module is there
-        future = executor.options(timeout=0.5).submit(pass_through, gate.path)
+        future = executor.options(timeout=1.5).submit(pass_through, gate.path)
         error = future.exception()
         assert isinstance(error, TaskTimeoutError) and error.post_mortem is not None
         assert error.post_mortem.stack == error.stack and "in pass_through" in error.stack
