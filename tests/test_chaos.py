@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from loky import ProcessPoolExecutor
 from loky.chaos import tasks
 from loky.chaos.actions import Burst, Call, Cancel, Map, Strike, Submit
+from loky.chaos.driver import Drama
 from loky.chaos.judge import (
     CANCELLED,
     ERROR,
@@ -70,6 +72,23 @@ threading.Event().wait()
     assert "HANG" in done.stderr
     assert "what is outstanding" in done.stderr
     assert done.stderr.count("most recent call first") == 2, "of every thread"
+
+
+@linux_only
+def test_what_is_outstanding_can_be_described() -> None:
+    drama = Drama(plan(1, 0), Remains())
+    with ProcessPoolExecutor(1) as executor:
+        drama.stage.put_on(executor)
+        future = drama.stage.submit(Call(1, "stuck", 1000.0))
+        assert future is not None
+        try:
+            text = drama.describe()
+        finally:
+            executor.kill_workers()
+    assert "task 1: Call(number=1, kind='stuck'" in text
+    assert "Supervisor: " in text
+    assert "outstanding=" in text
+    drama.marks.close()
 
 
 @pytest.mark.parametrize("option", ["--seconds=0", "--workers=-1", "--episodes=x"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import reprlib
 import signal
 import sys
 import tempfile
@@ -88,7 +89,7 @@ class Drama:
         file, path = tempfile.mkstemp(prefix="loky-chaos-")
         os.close(file)
         self.marks = Marks(path)
-        self.stage = Stage(path, None)
+        self.stage = Stage(path)
         seconds = {call.number: call.seconds for call in episode.calls()}
         self.striker = Striker(self.marks, seconds)
         self._begin = 0.0
@@ -118,10 +119,7 @@ class Drama:
     def _play(self) -> None:
         episode, stage = self.episode, self.stage
         stage.facts.breakable = episode.options["crash_policy"] == "break"
-        executor = self._executor(episode.workers, 0)
-        stage.executor = executor
-        stage.executors = [executor]
-        del executor
+        stage.put_on(self._executor(episode.workers, 0))
         self._begin = time.monotonic()
         threads = {
             name: threading.Thread(target=self._act, args=(name,), name=f"chaos-{name}")
@@ -347,12 +345,11 @@ class Drama:
     def _collect(self) -> None:
         """Let go of the executors: their workers leave by themselves."""
         pools = [executor._pool for executor in self.stage.executors]
-        self.stage.executors = []
         if self.episode.reusable:
             from .. import reusable_executor
 
             reusable_executor._forget_executor()
-        self.stage.executor = None
+        self.stage.let_go()
         gc.collect()
         for pool in pools:
             pool.wait_closed()
@@ -386,8 +383,7 @@ class Drama:
         report.outcomes = outcomes
         report.strikes = self.striker.count
         report.tasks = len(stage.fates)
-        stage.executor = None
-        stage.executors = []
+        stage.let_go()
         stage.futures.clear()
         stage.fates.clear()
         report.problems += self._remains.found()
@@ -401,14 +397,9 @@ class Drama:
             if not future.done():
                 lines.append(f"task {number}: {stage.fates[number].call}, {future!r}")
         for executor in stage.executors:
-            pool = executor._pool
-            scheduler = pool.scheduler
-            lines.append(
-                f"pool: state {pool.state}, {scheduler.outstanding} outstanding, "
-                f"{len(scheduler.pending)} pending, {len(scheduler.aside)} aside, "
-                f"inbox {len(pool._inbox)}, outbox {len(pool._sending.outbox)}, "
-                f"endings {len(pool._endings)}, workers {list(scheduler.workers.values())}"
-            )
+            scheduler = executor._pool.scheduler
+            lines += map(_sketch, (executor._pool, scheduler, scheduler.waiting))
+            lines += map(repr, list(scheduler.workers.values()))
         return "\n".join(lines)
 
 
@@ -428,6 +419,14 @@ def _nuisances(what: dict[str, float]) -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
         gc.set_threshold(*thresholds)
         sys.setswitchinterval(switch)
+
+
+def _sketch(thing: object) -> str:
+    """All attributes, shortened. Not those that are known to matter: who knows, when all hangs."""
+    names = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ())]
+    names += getattr(thing, "__dict__", ())
+    found = [f"{name}={reprlib.repr(getattr(thing, name, None))}" for name in names]
+    return f"{type(thing).__name__}: {', '.join(found)}"
 
 
 def _name(refused: BaseException | None, outcome: Outcome | None) -> str:

@@ -30,14 +30,12 @@ class Stage:
     ----------
     path : str
         Where tasks leave their marks.
-    executor : Executor
-        What takes calls at first.
     """
 
-    def __init__(self, path: str, executor: Any) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self.executor = executor
-        self.executors = [executor]
+        self.executor: Any = None  # what takes calls now, see `put_on`
+        self.executors: list[Any] = []
         self.fates: dict[int, Fate] = {}
         self.futures: dict[int, Future[Any]] = {}
         self.facts = Circumstances()
@@ -55,6 +53,11 @@ class Stage:
     def moved(self) -> None:
         """Something has happened: this is what the watchdog looks at."""
         self.step = next(self._steps)
+
+    def let_go(self) -> None:
+        """Keep no executor."""
+        self.executor = None
+        self.executors = []
 
     def put_on(self, executor: Any) -> None:
         """From now on, this executor takes the calls."""
