@@ -149,11 +149,21 @@ class Relay:
         if self._unwritten > HARD_LIMIT:
             self._dropped += len(data)
             return
-        self._queue.append((what, speaker, pid, data))
-        self._queued += 1
-        self._unwritten += len(data)
+        self._append((what, speaker, pid, data))
         if self._unwritten > LIMIT:
             self._regulate()
+
+    def _append(self, item: Item) -> None:
+        self._queue.append(item)
+        self._queued += 1
+        self._unwritten += len(item[3])
+
+    def _tell_of_loss(self) -> None:
+        """Queue up how much was dropped, whatever the limits are: else that would be lost too."""
+        if self._dropped:
+            lost, self._dropped = self._dropped, 0
+            text = b"%d bytes of output were dropped: nobody took them\n" % lost
+            self._append(("stderr", "loky", os.getpid(), text))
 
     # ------------------------------------------------------------------ what waits
 
@@ -167,7 +177,7 @@ class Relay:
     def deadline(self) -> float | None:
         """When `look` should be called at the latest."""
         if self._batch is None:
-            return 0.0 if self._queue else None
+            return 0.0 if self._queue or self._dropped else None
         return None if self._stuck else self._since + STUCK_SECONDS
 
     def look(self, now: float) -> deque[Item] | None:
@@ -178,12 +188,9 @@ class Relay:
                 self.let_go()
                 self._regulate()
             return None
+        self._tell_of_loss()
         if not self._queue:
             return None
-        if self._dropped:
-            lost, self._dropped = self._dropped, 0
-            text = b"%d bytes of output were dropped: nobody took them\n" % lost
-            self.queue_up("stderr", "loky", os.getpid(), text)
         batch: deque[Item] = deque()
         size = 0
         while self._queue and size < PIECE:
@@ -217,9 +224,10 @@ class Relay:
     def may_close(self) -> bool:
         """Whether the pool need not wait: all is written, or will be by a thread that is stuck."""
         if self._batch is None:
-            return not self._queue
+            return not self._queue and not self._dropped
         if not self._stuck:
             return False
+        self._tell_of_loss()
         # Popping is one step, and either the writer does it or we do.
         self._batch.extend(self._queue)
         self._queue.clear()
