@@ -103,6 +103,7 @@ class World:
         self.lent: dict[Worker, tuple[Task, bool]] = {}
         self.early: dict[Worker, Any] = {}
         self.cancelled_early: set[Task] = set()  # by the driver, before sending it had begun
+        self.told_late: set[Task] = set()  # their users were told that they run already
         self.stopped: set[Task] = set()  # by the user, while they ran
         self.endless: set[Task] = set()  # would run for ever: only ending their worker ends them
         self.stopping: dict[Worker, None] = {}  # were sent SIGTERM and have not ended yet
@@ -181,6 +182,7 @@ class World:
             self.cancelled_early.add(task)
             self._event(self.scheduler.cancelled, task)
         else:
+            self.told_late.discard(task)
             self._event(self.scheduler.cancel, task)
 
     def stop(self, task: Task) -> None:
@@ -195,12 +197,15 @@ class World:
             if self.scheduler.can_recall or worker.line[0] is task:
                 self.stopped.add(task)
                 self.endless.add(task)
+        self.told_late.discard(task)
         self._event(self.scheduler.stop, task)
 
     def resize(self, max_workers: int) -> None:
         self._event(self.scheduler.resize, max_workers)
 
     def shutdown(self, **how: bool) -> None:
+        if how.get("cancel"):
+            self.told_late.clear()
         self._event(self.scheduler.shutdown, **how)
 
     def break_(self) -> None:
@@ -249,7 +254,14 @@ class World:
             self.outbox.append((worker, task, task.turn))
         elif what == RECALL:
             assert scheduler.can_recall, "RECALL over a channel that cannot"
-            self._event(scheduler.recalled, worker, self._take_back(worker), self.now)
+            unread = self._take_back(worker)
+            self._event(scheduler.recalled, worker, unread, self.now, dispatch=False)
+            self.told_late.update(
+                task
+                for task in worker.line
+                if task is not worker.doomed and task.stop_wanted != model.CANCEL
+            )
+            self._dispatch()
         elif what == RETIRE:
             assert not (worker.line or worker.lent), "asked to leave with work to do"
             self.processes[worker].inbox.append(EXIT)
@@ -508,6 +520,7 @@ class World:
         if isinstance(verdict, Cancelled):
             stopped = task in self.stopped or task.stop_wanted
             assert len(attempts) >= self.reads[task] or stopped, "cancelled, but it may have run"
+            assert task not in self.told_late, "cancelled, but it was too late for that"
         elif isinstance(verdict, Lost):
             self._check_blame(task, verdict.worker)
             assert verdict.worker not in self.processes, "settled before its worker is gone"

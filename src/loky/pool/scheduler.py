@@ -282,8 +282,6 @@ class Scheduler:
             self._settle(task, self.broken)
         elif self.killed:
             self._settle(task, REFUSED)
-        elif task.cancel_wanted:
-            self._settle(task, CANCELLED)
         else:
             self._try_again(task, now)
 
@@ -363,10 +361,13 @@ class Scheduler:
         if line and line[0] is not head and worker.was_ready:
             self._deadlines.start(line[0], now)  # it read this one while we took back others
         # What is left has been read. All but the last of it is finished, its results on the way.
-        if worker.line and worker.line[-1].stop_wanted and worker.state != RETIRING:
-            self._stop_now(worker, worker.line[-1])
+        if line and line[-1].stop_wanted and worker.state != RETIRING:
+            self._stop_now(worker, line[-1])
         else:
             self._roster.place(worker)
+        for task in line:
+            if task is not worker.doomed and task.stop_wanted != CANCEL:
+                task.cancel_wanted = False  # too late, and that is what the caller is told
 
     def recycle(self, worker: Worker, cause: str, *, quits: bool = False) -> None:
         """Replace the worker for good; until its successor is ready, it goes on as before.
@@ -698,8 +699,10 @@ class Scheduler:
     def _try_again(self, task: Task, now: float) -> None:
         control = task.control
         assert control is not None
+        if task.cancel_wanted:
+            self._settle(task, CANCELLED)
+            return
         task.stop_wanted = None
-        task.cancel_wanted = False
         self.retried += 1
         delay = control.options.delay(len(control.attempts))
         if delay > 0:

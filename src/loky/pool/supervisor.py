@@ -35,6 +35,7 @@ from .crew import Crew, Gone
 from .lending import Lending
 from .limits import Limits
 from .model import (
+    CANCEL,
     DONE,
     HELD,
     KILL,
@@ -539,7 +540,9 @@ class Supervisor:
             worker = task.worker
             if task.state == DONE or (worker is not None and worker.doomed is task):
                 continue  # the future's end wakes them
-            if task.state == HELD:  # being judged: the verdict will be one or the other
+            # Being judged, or its result is on the way, or it comes back from a worker that ends:
+            # it is one or the other soon.
+            if task.state == HELD or (task.stop_wanted == CANCEL and self.scheduler.can_recall):
                 self._cancels.append((task, sleeper))
                 continue
             try:
