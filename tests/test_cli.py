@@ -52,6 +52,17 @@ def test_unknown_command() -> None:
     assert "demo" in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["info"], ["demo", "--limit", "20"]], ids=str)
+def test_nobody_reads_on(arguments: list[str]) -> None:
+    """As `| head` does; nothing is said of it."""
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    command = [sys.executable, "-m", "loky", *arguments]
+    with open(ours, "wb") as pipe:
+        done = subprocess.run(command, stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_help_lists_the_commands() -> None:
     done = run_loky("--help")
     assert done.returncode == 0

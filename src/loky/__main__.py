@@ -10,6 +10,7 @@ showing what happens to functions of `__main__` is its purpose.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from loky import __version__
@@ -69,5 +70,18 @@ def main(arguments: list[str]) -> int:
     raise AssertionError("the demo ends with sys.exit")
 
 
+def _run() -> int:
+    """As `main` for the arguments of this process; quiet when nobody reads on (``| head``)."""
+    try:
+        try:
+            return main(sys.argv[1:])
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        # Python flushes once more as it leaves; there is nobody to write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_run())
