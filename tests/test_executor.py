@@ -36,7 +36,7 @@ from rendezvous import PATIENCE, Gate, all_ended, ended, run_script
 
 import loky
 from loky import ProcessPoolExecutor, ShutdownExecutorError, TerminatedWorkerError
-from loky.pool import supervisor
+from loky.pool import asking
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,7 @@ def test_cancelling_while_the_result_arrives_does_not_hang(
     with Gate(tmp_path) as gate:
         future = pool.submit(pass_through, gate.path, 1)
         gate.arrivals()
-        allocate = supervisor.allocate_lock
+        allocate = asking.allocate_lock
 
         def settle_first() -> Any:
             """At the worst moment: cancel() has decided to ask the pool, and has not asked yet."""
@@ -285,7 +285,7 @@ def test_cancelling_while_the_result_arrives_does_not_hang(
             future.result()
             return allocate()
 
-        monkeypatch.setattr(supervisor, "allocate_lock", settle_first)
+        monkeypatch.setattr(asking, "allocate_lock", settle_first)
         assert not future.cancel(kill=True)
         assert future.result() == 1
 

@@ -18,7 +18,7 @@ the poller's.
 from __future__ import annotations
 
 import weakref
-from _thread import RLock, allocate_lock
+from _thread import RLock
 from collections import deque
 from collections.abc import Callable
 from itertools import count
@@ -31,13 +31,11 @@ from ..observe.chronicle import Chronicle
 from ..options import PoolOptions
 from ..task_options import TaskOptions
 from . import lifetime, outcome
+from .asking import Asking
 from .crew import Crew, Gone
 from .lending import Lending
 from .limits import Limits
 from .model import (
-    CANCEL,
-    DONE,
-    HELD,
     KILL,
     RECALL,
     REFUSED,
@@ -92,7 +90,6 @@ class Supervisor:
         self._inbox: deque[Any] = deque()  # tasks, and (function, *arguments) for the leader
         self._telling = Telling(self._as_user, self._wake_anyway)
         self._endings = self._telling.endings  # to be told to users
-        self._cancels: list[tuple[Task, Any]] = []
         self.ids = count(1)  # of tasks; taking one is one step
         if options.relay:
             from ..observe.relay import Relay
@@ -117,6 +114,9 @@ class Supervisor:
         self._watch = Watch(self._lead, self.is_closed, self._report, self._panic)
         self._starting = RLock()  # re-entrant: finalizers shut pools down
         self._ended = Sleepers()
+        self._asking = Asking(
+            self.scheduler, self._ended, self.is_closed, self.post, self.will_wait
+        )
         self._owner: Any = None
         lifetime.register(self)
 
@@ -179,34 +179,7 @@ class Supervisor:
         """What the leader answers; what this thread finds itself, where no leader is at work."""
         if self.state not in (OPEN, CLOSING) or self._watch.is_here():
             return question()
-        answer: list[Any] = []
-        sleeper = allocate_lock()
-        sleeper.acquire()
-        self._ended.append(sleeper)
-        try:
-            self.post(self._answer, question, answer, sleeper)
-            self.will_wait()
-            if not self.is_closed():  # looked at after the append: whoever closes it wakes us
-                sleeper.acquire()
-        finally:
-            self._ended.forget(sleeper)
-        if not answer:  # it was closed first
-            return question()
-        found, error = answer
-        if error is not None:
-            raise error
-        return found  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _answer(question: Callable[[], Any], answer: list[Any], sleeper: Any) -> None:
-        try:
-            answer += question(), None
-        except Exception as error:  # the asker's problem, not the pool's
-            answer += None, error
-        try:
-            sleeper.release()
-        except RuntimeError:  # the pool was closed meanwhile
-            pass
+        return self._asking.ask(question)
 
     def _wake_anyway(self) -> None:
         """After an interrupt: `_asleep` does not say whether the wake-up has been sent."""
@@ -347,34 +320,15 @@ class Supervisor:
             return bool(future.cancelled())
         if self._watch.is_here():
             # A finalizer struck the leader in the middle of its work: it cannot wait for itself.
-            self.post(self._cancel, task, kill, None)
+            self._asking.cancel_later(task, kill=kill)
             return False
-        sleeper = allocate_lock()
-        sleeper.acquire()
-        future._sleepers.append(sleeper)
-        try:
-            # Looked at after the append: an end that comes later releases the sleeper, one that
-            # came before would not.
-            if not future.done():
-                self.post(self._cancel, task, kill, sleeper)
-                self.will_wait()
-                sleeper.acquire()
-        finally:
-            future._sleepers.forget(sleeper)
+        self._asking.cancel(future, task, kill=kill)
         return bool(future.cancelled())
 
     def cancel_later(self, task: Any) -> None:
         """See `future.Canceller`."""
         if task is not None and self.state < CLOSED:
-            self.post(self._cancel, task, True, None)
-
-    def _cancel(self, task: Task, kill: bool, sleeper: Any) -> None:
-        if kill:
-            self.scheduler.stop(task)
-        else:
-            self.scheduler.cancel(task)
-        if sleeper is not None:
-            self._cancels.append((task, sleeper))
+            self._asking.cancel_later(task, kill=True)
 
     def will_wait(self) -> None:
         """See `future.Canceller`."""
@@ -417,6 +371,7 @@ class Supervisor:
         crew = self._crew
         sending = self._sending
         receiving = self._receiving
+        asking = self._asking
         relay = self._relay
         while True:
             now = monotonic()
@@ -440,8 +395,8 @@ class Supervisor:
                 return
             if self._endings and not self._telling.tell(now):
                 return
-            if self._cancels:
-                self._answer_cancels()
+            if asking.cancels:
+                asking.answer_cancels()
             if scheduler.closed and not (sending.outbox or self._telling or inbox):
                 if self.chronicle.pool_closed():
                     continue
@@ -532,23 +487,6 @@ class Supervisor:
 
     def _break(self, reason: str, cause: Any) -> None:
         self.scheduler.break_(Broken(reason, cause))
-
-    def _answer_cancels(self) -> None:
-        """Release those whose cancellation has turned out to be impossible."""
-        cancels, self._cancels = self._cancels, []
-        for task, sleeper in cancels:
-            worker = task.worker
-            if task.state == DONE or (worker is not None and worker.doomed is task):
-                continue  # the future's end wakes them
-            # Being judged, or its result is on the way, or it comes back from a worker that ends:
-            # it is one or the other soon.
-            if task.state == HELD or (task.stop_wanted == CANCEL and self.scheduler.can_recall):
-                self._cancels.append((task, sleeper))
-                continue
-            try:
-                sleeper.release()
-            except RuntimeError:
-                pass
 
     # ------------------------------------------------------------------ work that may be the user's
 
