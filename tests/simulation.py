@@ -75,8 +75,11 @@ class Process:
 class World:
     """The scheduler, its driver, its workers and its users."""
 
-    def __init__(self, max_workers: int, **options: Any) -> None:
-        self.scheduler = Scheduler(max_workers, **options)
+    def __init__(
+        self, max_workers: int, *, max_tasks_per_child: int | None = None, **options: Any
+    ) -> None:
+        self.max_tasks_per_child = max_tasks_per_child
+        self.scheduler = Scheduler(max_workers, max_tasks_per_child=max_tasks_per_child, **options)
         self.now = 0.0
         # For those who look on: what was how often, and what happens, line by line.
         self.events: Counter[str] = Counter()
@@ -328,7 +331,7 @@ class World:
         if task in self.slow_to_pickle and task not in self.pickled:
             if self.pickling is None:
                 self.pickling = task  # to be sent when that is done
-            elif self.scheduler.max_tasks_per_child is None:
+            elif self.max_tasks_per_child is None:
                 del outbox[at]
                 self._event(self.scheduler.set_aside, task)
             return
@@ -550,7 +553,7 @@ class World:
             process.alive = False
             return
         process.served += 1
-        most = self.scheduler.max_tasks_per_child
+        most = self.max_tasks_per_child
         assert most is None or process.served <= most, "more tasks than a worker may be given"
         self.reads[task] += 1
         attempts = task.control.attempts if task.control is not None else []

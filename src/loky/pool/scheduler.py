@@ -98,7 +98,6 @@ class Scheduler:
         can_recall: bool = True,
     ) -> None:
         self.idle_timeout = idle_timeout
-        self.max_tasks_per_child = max_tasks_per_child
         self.break_on_crash = break_on_crash
         self.can_recall = can_recall
         self.decisions: list[tuple[Any, ...]] = []
