@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 import loky
-from loky import ProcessPoolExecutor
 from loky.pool.scheduler import Scheduler
 
 HOME = Path(loky.__file__).parent
@@ -257,18 +256,20 @@ def test_what_the_first_executor_imports_is_light() -> None:
 
 def test_a_worker_that_has_done_nothing_has_imported_next_to_nothing() -> None:
     question = "sorted(__import__('sys').modules)"
-    with ProcessPoolExecutor(1) as executor:
-        there = set(executor.submit(eval, question).result())
-    bare = set(
-        subprocess.run(
-            # The C pickler brings ten modules along, collections and functools among them.
-            [sys.executable, "-c", f"import _pickle; print(*{question})"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        ).stdout.split()
+
+    def answer(code: str) -> set[str]:
+        """Of a new interpreter: what this one has imported makes a difference to workers."""
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        return set(done.stdout.split())
+
+    there = answer(
+        "from loky import ProcessPoolExecutor\n"
+        "with ProcessPoolExecutor(1) as executor:\n"
+        f"    print(*executor.submit(eval, {question!r}).result())"
     )
+    # The C pickler brings ten modules along, collections and functools among them.
+    bare = answer(f"import _pickle; print(*{question})")
     new = there - bare
     assert "loky.worker.loop" in new
     heavy = {name for name in new if name.partition(".")[0] in HEAVY}

@@ -132,6 +132,19 @@ assert set(executor.map(shifted, [1] * 20)) == {11}
 print("globals as they are now")
 """,
     """
+from functools import lru_cache
+@lru_cache(maxsize=20)
+def fibonacci(n):
+    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+""",
+    """
+assert executor.submit(fibonacci, 15).result() == 610
+info = executor.submit(lambda: (fibonacci(15), fibonacci.cache_info())[1]).result()
+assert info.maxsize == 20 and info.hits and info.misses == 16
+assert executor.submit(lru_cache(shifted), 1).result() == 11
+print("cached functions")
+""",
+    """
 def nested(x):
     from loky import ProcessPoolExecutor
     with ProcessPoolExecutor(1) as inner:
@@ -158,6 +171,7 @@ MARKS = [
     "local classes",
     "enum, dataclass, exception",
     "globals as they are now",
+    "cached functions",
     "nested",
     "end",
 ]

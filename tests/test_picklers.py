@@ -12,7 +12,7 @@ import socket
 import sys
 import types
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from multiprocessing.connection import Connection, Pipe
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -281,7 +281,45 @@ def test_sockets_need_no_multiprocessing() -> None:
     check_code("""
         import io, socket, sys
         from loky.wire import picklers as reduction
-        table = reduction._make_table(None, None)
+        table = reduction._make_table([], None)
         assert socket.socket in table
         assert "multiprocessing" not in sys.modules
     """)
+
+
+# What cloudpickle sends by name -------------------------------------------------------------------
+
+
+@lru_cache(maxsize=7)
+def cached(number: int) -> int:
+    return number
+
+
+def test_a_cached_function_that_can_be_imported_goes_by_name() -> None:
+    assert loads(dumps(cached)) is cached
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        copy = loads(dumps(cached))
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert copy is not cached
+    assert copy(3) == 3
+    assert copy.cache_parameters() == {"maxsize": 7, "typed": False}
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_a_cached_function_of_a_function_goes_by_value(typed: bool) -> None:
+    offset = 10
+
+    @lru_cache(maxsize=None, typed=typed)
+    def inner(number: int) -> int:
+        """About it."""
+        return number + offset
+
+    inner(1)
+    copy = loads(dumps(inner))
+    assert copy(2) == 12
+    assert copy.__doc__ == "About it."
+    assert copy.cache_info().currsize == 1
+    assert copy.cache_parameters() == {"maxsize": None, "typed": typed}
+    assert loads(dumps([inner, inner]))[0](1) == 11

@@ -5,10 +5,10 @@ Rule 1: the choice of the pickler lives here, once per process: `set_loky_pickle
 Rule 2: importing this module imports neither multiprocessing nor cloudpickle nor pickle. That
 happens when the first pickler is built, so the choice can be passed on without paying for it.
 
-A pickler is built from the chosen module's `Pickler` and, later ones winning: the reducers that
-the class itself has, those of `copyreg`, what multiprocessing knows how to send (connections,
-sockets and, while a process is started, shared arrays), what `register` added, and the `reducers`
-argument.
+A pickler is built from the chosen module's `Pickler` and, later ones winning: the reducers of
+`reducers.py` if that module is cloudpickle, those of `copyreg`, those that the class itself has,
+what multiprocessing knows how to send (connections, sockets and, while a process is started, shared
+arrays), what `register` added, and the `reducers` argument.
 
 Assumption: whatever unpickles has the same modules; `pickle.loads` does for every pickler.
 
@@ -29,7 +29,7 @@ except ImportError:  # PyPy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import IO, Any
 
     Reducer = Callable[[Any], "str | tuple[Any, ...]"]
@@ -215,11 +215,19 @@ def _find_class(name: str) -> type[Any]:
 
 
 def _make_class(base: type[Any]) -> type[Any]:
+    import copyreg
     from io import BytesIO
     from pickle import HIGHEST_PROTOCOL, Pickler
 
-    # What objects of the base class have as their table, with whatever it does to set it up.
+    from .reducers import for_cloudpickle
+
+    # Going through a ChainMap (cloudpickle has one) for each pickler costs more than all the rest
+    # together, so the mappings that it goes through are taken out of it.
     own = getattr(base(BytesIO()), "dispatch_table", None)
+    layers = [copyreg.dispatch_table]
+    layers += reversed(getattr(own, "maps", [] if own is None else [own]))
+    if base.__module__.partition(".")[0] == "cloudpickle":
+        layers.insert(0, for_cloudpickle())
 
     class LokyPickler(base):  # type: ignore[misc]
         """The chosen pickler, with reducers that belong to one object."""
@@ -237,7 +245,7 @@ def _make_class(base: type[Any]) -> type[Any]:
             **options: Any,
         ) -> None:
             super().__init__(writer, protocol=protocol, **options)
-            self.dispatch_table = _make_table(own, reducers)
+            self.dispatch_table = _make_table(layers, reducers)
 
         def register(self, type: type, reduce_func: Reducer) -> None:
             """Add a reducer for this pickler only."""
@@ -247,13 +255,10 @@ def _make_class(base: type[Any]) -> type[Any]:
 
 
 def _make_table(
-    own: Mapping[type, Reducer] | None, reducers: Mapping[type, Reducer] | None
+    layers: Sequence[Mapping[type, Reducer]], reducers: Mapping[type, Reducer] | None
 ) -> dict[type, Reducer]:
-    import copyreg
-
-    table = dict(copyreg.dispatch_table)
-    # Going through a ChainMap (cloudpickle has one) costs more than all the rest together.
-    for layer in reversed(getattr(own, "maps", [] if own is None else [own])):
+    table: dict[type, Reducer] = {}
+    for layer in layers:
         table.update(layer)
     table.update(_multiprocessing_reducers())
     table.update(_dispatch_table)

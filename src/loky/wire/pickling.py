@@ -20,6 +20,7 @@ from io import BytesIO
 from time import monotonic
 
 from . import picklers
+from .reducers import is_by_value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def is_importable(fn: object) -> bool:
     if namespace.get("__name__") == "__main__" or "__file__" not in namespace:
         if home not in sys.builtin_module_names:
             return False
-    if namespace.get(name) is not fn or _by_value(home):
+    if namespace.get(name) is not fn or is_by_value(home):
         return False
     if len(_importable) < 1000:  # keeps the function alive, so its id stays its own
         _importable[id(fn)] = fn
@@ -114,15 +115,6 @@ _FUNCTIONS = frozenset({type(is_plain), type(len)})
 _Module = type(sys)
 # Whatever a subclass may say.
 _namespace_of: Callable[[Any], dict[str, Any]] = vars(_Module)["__dict__"].__get__
-
-
-def _by_value(module: str) -> bool:
-    """Whether the user asked cloudpickle to send this module by value."""
-    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")
-    registry = getattr(cloudpickle, "_PICKLE_BY_VALUE_MODULES", None)
-    return bool(registry) and any(
-        module == name or module.startswith(name + ".") for name in registry or ()
-    )
 
 
 def dumps_plain(value: object) -> bytes:
