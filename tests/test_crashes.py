@@ -312,6 +312,8 @@ def test_with_the_policy_break_one_death_is_the_end_of_the_pool(gate: Gate) -> N
         assert isinstance(held.exception(), BrokenProcessPool)
         text = str(held.exception())
         assert "SIGKILL" in text
+        assert "while it ran the task pool_tasks.killed." in text
+        assert held.exception().task == "pool_tasks.killed"  # type: ignore[union-attr]
         assert text.count("worker process") == 1
         assert text.endswith("broke the pool, for crash_policy is 'break'. Make a new executor.")
         assert ended(held_pid)
@@ -326,7 +328,10 @@ def test_with_the_policy_break_the_death_of_an_idle_worker_is_the_end_too(gate: 
         executor.submit(abs, 1).result()
         (idle,) = set(executor._pool.pids()) - {held_pid}
         os.kill(idle, signal.SIGKILL)
-        assert isinstance(held.exception(), BrokenProcessPool)
+        error = held.exception()
+        assert isinstance(error, TerminatedWorkerError)
+        assert error.task is None
+        assert "while it ran" not in str(error)
 
 
 def test_with_the_policy_break_workers_may_leave_by_themselves() -> None:

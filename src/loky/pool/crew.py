@@ -26,7 +26,7 @@ from ..task_options import DEFAULT_KILL_GRACE, MEMORY, NO_OPTIONS, TIMEOUT
 from ..wire import protocol
 from .launcher import ExitInfo
 from .model import DELAYED, PENDING, Task, Worker
-from .outcome import Death
+from .outcome import Death, name_of_task
 from .parting import Parting
 from .port import Port, WorkerSettings
 from .scheduler import Scheduler
@@ -183,13 +183,14 @@ class Crew:
         unread = self._take_back(port)
         line = list(port.worker.line)
         self._chronicle.worker_ended(port, exit, now)
-        self._scheduler.lost(port.worker, unread, now, self._death(port, exit))
+        culprit = name_of_task(line[0]) if line and line[0] not in unread else None
+        self._scheduler.lost(port.worker, unread, now, self._death(port, exit, culprit))
         for task in line:
             if task.state in (PENDING, DELAYED):  # goes elsewhere, or is tried again
                 task.future._state = FUTURE_PENDING
         self._forget(port)
 
-    def _death(self, port: Port, exit: ExitInfo) -> Death:
+    def _death(self, port: Port, exit: ExitInfo, task: str | None) -> Death:
         """What is known about a worker's end."""
         return Death(
             exit,
@@ -198,6 +199,7 @@ class Crew:
             stderr=port.last_words(),
             out_of_memory=exit.code == SIGKILL and self._oom.explains_a_death(),
             excess=port.excess,
+            task=task,
         )
 
     def _forget(self, port: Port) -> None:

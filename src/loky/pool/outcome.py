@@ -59,6 +59,8 @@ class Death:
         Whether the kernel ended it for want of memory; ``None``: unknown.
     excess : Excess or None
         Which limit of memory it was ended for.
+    task : str or None
+        Name of the task that it was running, if any.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Death:
         stderr: str = "",
         out_of_memory: bool | None = None,
         excess: Excess | None = None,
+        task: str | None = None,
     ) -> None:
         self.exit = exit
         self.fault = fault
@@ -77,6 +80,7 @@ class Death:
         self.stderr = stderr
         self.out_of_memory = out_of_memory
         self.excess = excess
+        self.task = task
 
 
 class InitFailed:
@@ -370,7 +374,7 @@ def error_for(verdict: Any, name: str | None = None) -> BaseException:
     assert isinstance(verdict, Broken)
     cause = verdict.cause
     if isinstance(cause, Lost):
-        error = _terminated(cause, None)
+        error = _terminated(cause, cause.exit.task)
         if verdict.reason == BREAKS:
             text = f"{error.args[0]}\nThat broke the pool, for {BREAKS}. Make a new executor."
         else:
