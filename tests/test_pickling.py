@@ -219,8 +219,8 @@ class Holder:
 
 def test_what_belongs_to_this_process_says_so(pool: ProcessPoolExecutor) -> None:
     for held, name in (
-        (pool, "a ProcessPoolExecutor"),
-        (pool.options(priority=1), "a ExecutorView"),
+        (pool, "ProcessPoolExecutor objects"),
+        (pool.options(priority=1), "ExecutorView objects"),
         (pool.submit(abs, 1), "a Future"),
     ):
         error = amid_others(pool, Holder(held).work)

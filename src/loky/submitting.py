@@ -190,9 +190,10 @@ class Submitting(Executor):
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            f"a {type(self).__name__} cannot be sent to a worker: it belongs to this process. An "
-            "object that has one and is sent along, `self` of a method for instance, has to leave "
-            "it out (`__getstate__`); a worker may make its own with get_reusable_executor()"
+            f"{type(self).__name__} objects cannot be sent to a worker: they belong to this "
+            "process. An object that has one and is sent along, `self` of a method for instance, "
+            "has to leave it out (`__getstate__`); a worker may make its own with "
+            "get_reusable_executor()"
         )
 
     def _submit_for_map(self) -> Submit:
