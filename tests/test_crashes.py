@@ -32,6 +32,7 @@ from pool_tasks import (
 from rendezvous import Gate, all_ended, ended, kill
 
 from loky import BrokenProcessPool, ProcessPoolExecutor, TerminatedWorkerError
+from loky.pool import outcome
 from loky.wire import channel_linux
 
 
@@ -341,3 +342,21 @@ def test_with_the_policy_break_workers_may_leave_by_themselves() -> None:
         pids = {executor.submit(os.getpid).result() for _ in range(5)}
         assert all_ended(pids)
         assert executor.submit(abs, -1).result() == 1
+
+
+class _Ended:
+    """The channel of a worker that has ended."""
+
+    def send_descriptor(self, fd: int) -> None:
+        raise BrokenPipeError
+
+
+def test_a_worker_that_ends_while_it_waits_for_a_descriptor_harms_nobody() -> None:
+    with ProcessPoolExecutor(1) as executor:
+        pool = executor._pool
+        assert executor.submit(abs, -1).result() == 1
+        pool.post(pool._endings.append, (outcome.send_tracker, _Ended(), 0))
+        assert executor.submit(abs, -2).result() == 2
+        pool.ask(int)
+        assert executor.submit(abs, -3).result() == 3
+        assert pool.broken is None

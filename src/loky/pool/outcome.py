@@ -203,7 +203,10 @@ def send_tracker(channel: Channel, which: int) -> None:
     try:
         channel.send_descriptor(import_module(protocol.TRACKERS[which]).getfd())
     except Exception:
-        channel.send_descriptor(-1)
+        try:
+            channel.send_descriptor(-1)
+        except OSError:  # the worker has ended meanwhile, and nobody waits for an answer
+            pass
 
 
 # ---------------------------------------------------------------------- to futures
