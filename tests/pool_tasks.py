@@ -596,3 +596,14 @@ def raise_at_first(path: str, times: int, error: BaseException) -> int:
 
 def invert(number: float) -> float:
     return 1 / number
+
+
+class Frozen(Exception):
+    """Refuses to have attributes set, as a frozen dataclass does."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise TypeError(f"{name} cannot be set")
+
+
+def raise_frozen() -> None:
+    raise Frozen("cold")

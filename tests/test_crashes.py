@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from pool_tasks import (
+    Frozen,
     abort,
     exhaust_memory,
     exit_at_three,
@@ -25,11 +26,12 @@ from pool_tasks import (
     overflow_the_stack,
     pass_through,
     pid_through,
+    raise_frozen,
     read_address_zero,
     terminated,
     zeros,
 )
-from rendezvous import Gate, all_ended, ended, kill
+from rendezvous import PATIENCE, Gate, all_ended, ended, kill
 
 from loky import BrokenProcessPool, ProcessPoolExecutor, TerminatedWorkerError
 from loky.pool import outcome
@@ -156,6 +158,17 @@ def test_sys_exit_in_a_task_is_an_exception_like_any_other() -> None:
             error = executor.submit(sys.exit, argument).exception()
             assert type(error) is SystemExit and error.code == argument
         assert executor.submit(os.getpid).result() == pid
+
+
+@pytest.mark.parametrize("options", [{}, {"retries": 1, "retry_on": [Frozen]}])
+def test_an_exception_that_refuses_attributes_is_one_like_any_other(
+    options: dict[str, Any],
+) -> None:
+    with ProcessPoolExecutor(1) as executor:
+        with pytest.raises(Frozen, match="cold") as caught:
+            executor.options(**options).submit(raise_frozen).result(PATIENCE)
+        assert "raise_frozen" in str(caught.value.__cause__)
+        assert len(getattr(caught.value, "attempts", ())) == options.get("retries", 0)
 
 
 def test_a_memory_error_is_an_exception_like_any_other() -> None:

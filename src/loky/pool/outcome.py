@@ -251,14 +251,14 @@ def with_history(error: BaseException, task: Task) -> BaseException:
     ]
     add_attempts(error, told)
     try:
-        error.attempts = attempts  # type: ignore[attr-defined]
+        BaseException.__setattr__(error, "attempts", attempts)
     except AttributeError:  # a class with slots, of the user's
         pass
     history = "\n".join(lines)
     if type(error).__module__ == "loky.errors":  # its message is ours
         error.args = (f"{error}\n{history}",)
     elif hasattr(error, "add_note"):  # not on 3.10
-        error.add_note(history)
+        BaseException.__setattr__(error, "__notes__", [*getattr(error, "__notes__", ()), history])
     return error
 
 
@@ -338,7 +338,8 @@ def rebuild(name: str, kind: int, payload: Any) -> BaseException:
                 raise TypeError(f"it was rebuilt as a {type(error).__name__}")
         except BaseException as problem:
             return _unreadable(name, f"exception {kind_name}", problem, text)
-    error.__cause__ = RemoteTraceback(text)
+    # Not a plain assignment: the user's class may refuse to have attributes set.
+    BaseException.__setattr__(error, "__cause__", RemoteTraceback(text))
     return error
 
 

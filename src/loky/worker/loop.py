@@ -206,7 +206,7 @@ def pack_exception(error: BaseException, where: str = "") -> bytes:
     text = "".join(
         traceback.format_exception(type(error), error, tb.tb_next if tb is not None else None)
     )
-    error.__traceback__ = None
+    BaseException.with_traceback(error, None)  # its class may refuse to have attributes set
     summary: Any = (where, type(error).__qualname__, _safe_str(error))
     try:
         pickled = pickling.dumps_result(error)
