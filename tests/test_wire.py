@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -287,9 +288,9 @@ def test_a_refused_large_payload_can_be_sent_later(line: Line) -> None:
     assert line.read() == (TASK_IN_FD, count, b"", b"y" * LARGE)
 
 
-def test_a_worker_out_of_descriptors_says_so_about_that_one_task(line: Line) -> None:
-    line.send(1, b"x" * LARGE)
-    line.send(2, b"small")
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process has none left."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken: list[int] = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), hard))
@@ -297,14 +298,33 @@ def test_a_worker_out_of_descriptors_says_so_about_that_one_task(line: Line) -> 
         with pytest.raises(OSError):
             while True:
                 taken.append(os.dup(0))
-        kind, task_id, _, payload = line.worker.receive()
-        second = line.read()
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in taken:
             os.close(fd)
+
+
+def test_a_worker_out_of_descriptors_says_so_about_that_one_task(line: Line) -> None:
+    line.send(1, b"x" * LARGE)
+    line.send(2, b"small")
+    with no_descriptors():
+        kind, task_id, _, payload = line.worker.receive()
+        second = line.read()
     assert (kind, task_id, payload) == (TASK_IN_FD, 1, None)
     assert second == (TASK, 2, b"", b"small")
+
+
+def test_a_large_task_recalled_without_descriptors_is_not_sent_as_an_empty_one(line: Line) -> None:
+    line.send(1, b"x" * LARGE)
+    line.send(2, b"small")
+    with no_descriptors():
+        (kind, _, lost), (_, _, small) = line.parent.recall()
+    with pytest.raises(OSError, match="no descriptor"):
+        line.parent.send(TASK, 1, lost, b"")
+    assert kind == TASK_IN_FD
+    assert line.parent.send(TASK, 2, small, b"")
+    assert line.read() == (TASK, 2, b"", b"small")
 
 
 def test_the_worker_notices_the_end_of_its_parent(line: Line) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import _socket
 import os
 from array import array
+from errno import EMFILE
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 from .protocol import (
@@ -62,7 +63,7 @@ class DescriptorPayload:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.size = os.fstat(fd).st_size
+        self.size = os.fstat(fd).st_size if fd >= 0 else 0  # -1: it was lost, see `recall`
 
     def close(self) -> None:
         """Close this side's descriptor."""
@@ -151,6 +152,8 @@ class LinuxChannel:
                 self._tasks.send(pack_message(kind, task_id, b"", prefix), _DONTWAIT)
             elif isinstance(payload, InlinePayload):
                 self._tasks.send(pack_message(kind, task_id, payload.data, prefix), _DONTWAIT)
+            elif payload.fd < 0:
+                raise OSError(EMFILE, "no descriptor was left to take the task back for another")
             else:
                 rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", [payload.fd]))
                 message = pack_message(TASK_IN_FD, task_id, b"", prefix)
@@ -170,8 +173,10 @@ class LinuxChannel:
             if not message:
                 return unread
             kind, task_id, _, payload = unpack_message(memoryview(message))
-            if rights:
-                unread.append((kind, task_id, DescriptorPayload(_fd_in(rights))))
+            if kind == TASK_IN_FD:
+                # Out of descriptors, the kernel has dropped this one: sending it again will fail.
+                fd = _fd_in(rights) if rights else -1
+                unread.append((kind, task_id, DescriptorPayload(fd)))
             else:
                 unread.append((kind, task_id, InlinePayload(bytes(payload))))
 
