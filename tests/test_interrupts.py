@@ -379,6 +379,25 @@ def test_interrupted_while_waiting_for_a_running_task(
         hunter.close()
 
 
+def test_interrupted_just_after_the_pool_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = ProcessPoolExecutor(1)
+    watch = executor._pool._watch
+    start_member = watch.start_member
+
+    def start_and_interrupt() -> None:
+        monkeypatch.undo()
+        start_member()
+        while not executor._pool.ports():
+            time.sleep(1e-3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch, "start_member", start_and_interrupt)
+    with pytest.raises(KeyboardInterrupt), executor:
+        executor.submit(time.sleep, 1000)
+    assert executor._pool.is_closed()
+    assert not executor._pool.ports(), "workers go on after the end of their pool"
+
+
 def test_locks_that_an_interrupted_wait_has_left_taken() -> None:
     """What an interrupt inside `concurrent.futures.wait` does, done on purpose."""
     with ProcessPoolExecutor(1) as executor:

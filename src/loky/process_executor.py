@@ -243,7 +243,9 @@ class ProcessPoolExecutor(Submitting):
 
 def _came_from_a_task(error: BaseException) -> bool:
     errors = sys.modules.get(f"{__package__}.errors")  # not there: nothing has gone wrong so far
-    return errors is not None and isinstance(error.__cause__, errors.RemoteTraceback)
+    # Another thread may be importing it at this moment.
+    kind = getattr(errors, "RemoteTraceback", None)
+    return kind is not None and isinstance(error.__cause__, kind)
 
 
 def _check_depth() -> None:

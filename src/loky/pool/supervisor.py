@@ -257,11 +257,12 @@ class Supervisor:
         """
         if self.state == NEW:
             with self._starting:
-                if self.state == NEW:
+                if self.state == NEW and self._poller is None:
                     self.state = CLOSED
                     self._refuse_late()
                     self.settings.descriptors.close()
                     return
+            self._not_open()  # an interrupt struck while it was being opened: a leader may be there
         if self.state == OPEN:
             self.state = CLOSING
         if self.state == CLOSING:
