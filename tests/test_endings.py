@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -303,6 +304,27 @@ def test_callbacks_that_raise_are_logged_and_harm_nobody(caplog: pytest.LogCaptu
         assert executor.submit(abs, -2).result() == 2
     assert "exception calling callback" in caplog.text
     assert "from a callback" in caplog.text
+
+
+def test_a_failing_report_of_a_failing_callback_harms_nobody() -> None:
+    class Failing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise LookupError
+
+    called = threading.Event()
+    logger = logging.getLogger("concurrent.futures")
+    handler = Failing()
+    logger.addHandler(handler)
+    try:
+        with ProcessPoolExecutor(1) as executor:
+            future: Future[Any] = executor.submit(abs, -1)
+            future.add_done_callback(lambda _: 1 / 0)
+            future.add_done_callback(lambda _: called.set())
+            assert future.result() == 1
+            assert called.wait(PATIENCE)
+            assert executor.submit(abs, -2).result() == 2
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_a_callback_may_wait_for_other_futures_of_the_pool() -> None:

@@ -204,8 +204,9 @@ class Future(futures.Future[T]):
     def _wait_done(self, timeout: float | None) -> None:
         if self._state in _DONE:
             return
-        if self._pool is not None:
-            self._pool.will_wait()
+        pool = self._pool  # looked at once: the end takes it away
+        if pool is not None:
+            pool.will_wait()
         if timeout is not None:
             timeout = check_number("timeout", timeout, " or None")
         if not self._sleepers.sleep(self._is_over, timeout):
@@ -352,4 +353,8 @@ def _log_failed_callback(future: Future[Any]) -> None:
     """Report a callback that raised where the standard library reports it, and go on."""
     import logging
 
-    logging.getLogger("concurrent.futures").exception("exception calling callback for %r", future)
+    logger = logging.getLogger("concurrent.futures")
+    try:
+        logger.exception("exception calling callback for %r", future)
+    except BaseException:  # a handler or a filter of the user's
+        pass
