@@ -7,7 +7,9 @@ for. Nothing is concluded from how long something took.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -216,6 +218,14 @@ with ProcessPoolExecutor(workers) as executor:
     assert 0 < len(executor._pool.pids()) < workers, executor._pool.pids()
 print("complete")
 """
+
+
+def test_an_initializer_that_cannot_be_sent_leaves_no_descriptors() -> None:
+    with multiprocessing.Pipe()[0] as end:
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(pickle.PicklingError):
+            ProcessPoolExecutor(1, initializer=print, initargs=(end, threading.Lock()))
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize(("limit", "workers"), [(64, 20), (128, 40)])

@@ -64,8 +64,12 @@ class PoolOptions(NamedTuple):  # a dataclass would import `inspect`: 5 ms of ev
             return None
         call = None
         if self.initializer is not None:
-            with inheritance.collecting(descriptors):
-                call = self._pickled_call()
+            try:
+                with inheritance.collecting(descriptors):
+                    call = self._pickled_call()
+            except BaseException:
+                descriptors.close()
+                raise
         return pickling.dumps_plain(
             (main, pickling.dumps_any(reducers) if reducers else None, call)
         )
