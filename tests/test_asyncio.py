@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pool_tasks import fail_with, invert, killed, pass_through, stuck_in_a_loop
-from rendezvous import Gate, ended
+from pool_tasks import call, fail_with, invert, killed, pass_through, stuck_in_a_loop
+from rendezvous import PATIENCE, Gate, ended
 
-from loky import ProcessPoolExecutor, TaskTimeoutError, TerminatedWorkerError
+from loky import CancelledError, ProcessPoolExecutor, TaskTimeoutError, TerminatedWorkerError
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,38 @@ def test_cancelling_who_awaits_a_call_that_has_not_begun(gate: Gate) -> None:
 
     with ProcessPoolExecutor(1) as executor:
         asyncio.run(main(executor))
+
+
+def test_cancelling_a_call_that_is_being_taken_kills_it(gate: Gate) -> None:
+    with ProcessPoolExecutor(1) as executor:
+        first = executor.submit(pass_through, gate.path, 1)
+        gate.arrivals()
+        future = executor.submit(pass_through, gate.path, 2)
+        with future._condition:  # whoever cancels has looked, and waits for the lock
+            thread = threading.Thread(target=future._stop_soon)
+            thread.start()
+            gate.open(1)
+            gate.arrivals()  # the pool has taken it, without the lock
+        thread.join()
+        with pytest.raises(CancelledError):
+            future.result(PATIENCE)
+        assert first.result() == 1
+
+
+def test_an_awaited_map_does_not_keep_what_it_has_handed_out(
+    pool: ProcessPoolExecutor, gate: Gate
+) -> None:
+    async def main() -> bool:
+        results = pool.amap(call, [set, pass_through], [(), (gate.path,)])
+        first = weakref.ref(await anext(results))
+        second = asyncio.ensure_future(anext(results))
+        await arrivals(gate)
+        kept = first() is not None
+        gate.open()
+        await second
+        return kept
+
+    assert not asyncio.run(main())
 
 
 @pytest.mark.parametrize("ordered", [True, False])

@@ -231,6 +231,9 @@ class Future(futures.Future[T]):
             Whether the call will certainly not happen, or was stopped: `result` raises
             `CancelledError`. False if it is running (without `kill`) or over.
         """
+        return self._cancel(kill=kill, wait=True)
+
+    def _cancel(self, *, kill: bool, wait: bool) -> bool:
         with self._condition:
             if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
                 return True
@@ -247,7 +250,12 @@ class Future(futures.Future[T]):
                 if pool is not None:
                     pool.note_cancelled(task)
         if self._taken:
-            return pool is not None and pool.cancel_sent(self, self._task, kill=kill)
+            if pool is None:
+                return False
+            if wait:
+                return pool.cancel_sent(self, self._task, kill=kill)
+            pool.cancel_later(self._task)
+            return False
         self._tell()
         return True
 
@@ -257,7 +265,7 @@ class Future(futures.Future[T]):
         if self._taken and pool is not None:
             pool.cancel_later(task)
         else:
-            self.cancel()
+            self._cancel(kill=True, wait=False)  # it may be taken just now
 
     def _end(self, state: str, result: Any, error: BaseException | None) -> None:
         """Change the state for good; with the lock held."""

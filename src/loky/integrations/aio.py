@@ -49,10 +49,13 @@ class _AsyncMap(Mapping[T]):
 
     async def results(self) -> AsyncIterator[T]:
         buffered = self._options.buffersize is not None
+        future: Any
+        value: Any = None
         try:
             while self._futures or self._numbers:
                 future, number = await self._take()
                 values = self._values(future, number)
+                future = None
                 if buffered and not (values and type(values[0]) is Raise):
                     self._submit_next(1)
                 while values:
@@ -60,7 +63,9 @@ class _AsyncMap(Mapping[T]):
                     if type(value) is Raise:
                         raise value.error
                     yield value
+                    value = None  # an item is let go of as soon as it is handed out
         finally:
+            future = value = None  # else the traceback of an error would keep it alive
             self._abandon(kill=True, wait=False)
 
     async def _take(self) -> tuple[Future[Any], int]:
