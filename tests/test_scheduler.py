@@ -1035,6 +1035,26 @@ def test_a_worker_that_quits_costs_nothing(can_recall: bool) -> None:
     assert not world.scheduler._intensity._deaths, "nobody is to blame for that one's end"
 
 
+def test_the_last_task_of_a_worker_that_quits_does_not_wait_for_its_exit() -> None:
+    scheduler = Scheduler(1, max_tasks_per_child=2)
+    first, last = (Task(number, None, (), {}, None) for number in (1, 2))
+    scheduler.submit(first)
+    scheduler.submit(last)
+    scheduler.dispatch(0.0)
+    (worker,) = scheduler.workers.values()
+    scheduler.ready(worker, 0.1)
+    scheduler.result(worker, first, 0.2, 1e-4)
+    scheduler.dispatch(0.2)
+    assert (worker.state, list(worker.line)) == (DRAINING, [last])
+    scheduler.decisions.clear()
+    scheduler.recycle(worker, "full", quits=True)
+    assert scheduler.decisions == [(RECALL, worker)]
+    scheduler.decisions.clear()
+    scheduler.recalled(worker, [last], 0.3)
+    assert (RETIRE, worker) in scheduler.decisions, "nobody would end it if it did not leave"
+    assert last.state == PENDING
+
+
 # Memory is short.
 
 

@@ -386,6 +386,8 @@ class Scheduler:
             worker.cause = worker.cause or cause
             if worker.state == READY:
                 roster.let_go(worker)
+            elif worker.state == DRAINING and not worker.lent:
+                roster.recall(worker)  # what it has not read must not wait for its exit
         elif worker.state == READY and worker.cause is None:
             worker.cause = cause
             if worker.heir is not None and worker.heir.state == READY:
