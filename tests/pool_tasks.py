@@ -198,6 +198,14 @@ def exit_the_first_time(path: str) -> None:
     os._exit(1)
 
 
+def close_all_beside_a_thread(working: bool) -> None:
+    """Nothing can be told any more; and the process does not end by itself."""
+    threading.Thread(target=signal.pause).start()
+    os.closerange(3, 1000)
+    if working:
+        signal.pause()
+
+
 def finish_then_die(path: str) -> str:
     """The result is sent as soon as this returns; what was left behind then ends the worker."""
 

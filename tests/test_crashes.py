@@ -14,6 +14,7 @@ import pytest
 from pool_tasks import (
     Frozen,
     abort,
+    close_all_beside_a_thread,
     exhaust_memory,
     exit_at_three,
     exit_the_first_time,
@@ -34,7 +35,7 @@ from pool_tasks import (
 from rendezvous import PATIENCE, Gate, all_ended, ended, kill
 
 from loky import BrokenProcessPool, ProcessPoolExecutor, TerminatedWorkerError
-from loky.pool import outcome
+from loky.pool import outcome, parting
 from loky.wire import channel_linux
 
 
@@ -311,6 +312,18 @@ def test_a_hundred_killing_tasks_in_a_row_do_not_break_the_pool() -> None:
 
 
 # ---------------------------------------------------------------------- the strict contract
+
+
+@pytest.mark.parametrize("working", [False, True])
+def test_a_worker_that_cannot_be_heard_any_more_is_ended(
+    working: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parting, "LEAVE_SECONDS", 0.2)
+    with ProcessPoolExecutor(1) as executor:
+        error = executor.submit(close_all_beside_a_thread, working).exception(PATIENCE)
+        assert isinstance(error, TerminatedWorkerError)
+        assert "closed the descriptors" in str(error)
+        assert executor.submit(abs, -1).result() == 1
 
 
 def test_with_the_policy_break_one_death_is_the_end_of_the_pool(gate: Gate) -> None:

@@ -172,9 +172,10 @@ class Crew:
             due = look if due is None or look < due else due
         return due
 
-    def hung_up(self, port: Port) -> None:
+    def hung_up(self, port: Port, now: float) -> None:
         """The worker's channel is closed. Its process's end is reported by other means."""
         self.poller.remove(port.channel.fileno())
+        self.parting.hung_up(port, now)
 
     def lost(self, port: Port, exit: ExitInfo, now: float) -> None:
         """A process has ended and all that it sent was read: tell the scheduler, clean up."""
@@ -199,6 +200,7 @@ class Crew:
             stderr=port.last_words(),
             out_of_memory=exit.code == SIGKILL and self._oom.explains_a_death(),
             excess=port.excess,
+            cut_off=port.cut_off,
             task=task,
         )
 

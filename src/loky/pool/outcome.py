@@ -59,6 +59,8 @@ class Death:
         Whether the kernel ended it for want of memory; ``None``: unknown.
     excess : Excess or None
         Which limit of memory it was ended for.
+    cut_off : bool
+        Whether it was ended because it had closed its channel.
     task : str or None
         Name of the task that it was running, if any.
     """
@@ -72,6 +74,7 @@ class Death:
         stderr: str = "",
         out_of_memory: bool | None = None,
         excess: Excess | None = None,
+        cut_off: bool = False,
         task: str | None = None,
     ) -> None:
         self.exit = exit
@@ -80,6 +83,7 @@ class Death:
         self.stderr = stderr
         self.out_of_memory = out_of_memory
         self.excess = excess
+        self.cut_off = cut_off
         self.task = task
 
 
@@ -434,7 +438,13 @@ def _terminated(lost: Lost, name: str | None) -> BaseException:
             f"The worker had pid {exit.pid}; the exit codes of the workers are {{{exit}}}"
             + (f"; the task had been running for {lost.seconds:.3g} s." if name else ".")
         )
-        lines.append(_likely_cause(exit, death.out_of_memory, name is not None))
+        if death.cut_off:
+            lines.append(
+                "The task, or what runs in its process, had closed the descriptors of others, "
+                "os.closerange for instance: the worker could not be heard any more, and was ended."
+            )
+        else:
+            lines.append(_likely_cause(exit, death.out_of_memory, name is not None))
     if death.fault:
         lines.append(f"Its fault handler wrote:\n{death.fault.rstrip()}")
     if death.stderr.strip():

@@ -3,7 +3,8 @@
 A worker that was asked to leave has nothing to do any more, and `LEAVE_SECONDS` to do it. One that
 is stopped because of the task it runs shows its stack first (if that is wanted), then gets SIGTERM,
 its grace, and SIGKILL with its whole process group. SIGKILL is repeated for as long as the process
-is there: a descendant may have joined the group meanwhile.
+is there: a descendant may have joined the group meanwhile. One whose channel is closed cannot say
+anything any more: it is leaving, or its task has closed all descriptors, and gets as long to end.
 
 What does not belong here: who has to go, and why.
 """
@@ -14,8 +15,8 @@ from collections.abc import Callable
 
 from .port import Port
 
-# A worker that was asked to leave and has nothing to do is ended after this many seconds: its exit
-# handlers, or threads that a task left running, may never finish.
+# A worker that was asked to leave and has nothing to do, or has closed its channel, is ended after
+# this many seconds: its exit handlers, or threads that a task left running, may never finish.
 LEAVE_SECONDS = 10.0
 # A stack is read when it has not grown for this long, and at the latest after the second, in
 # seconds. A dump takes well under a millisecond once the signal is delivered, and the kernel
@@ -36,6 +37,15 @@ class Parting:
     def leave(self, port: Port, now: float) -> None:
         """The worker was asked to leave."""
         self.steps[port] = now + LEAVE_SECONDS, self.kill
+
+    def hung_up(self, port: Port, now: float) -> None:
+        """The worker's channel is closed, for whatever reason."""
+        if port not in self.steps:
+            self.steps[port] = now + LEAVE_SECONDS, self._kill_cut_off
+
+    def _kill_cut_off(self, port: Port, now: float) -> None:
+        port.cut_off = True
+        self.kill(port, now)
 
     def kill(self, port: Port, now: float) -> None:
         """End the worker now."""

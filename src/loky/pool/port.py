@@ -157,6 +157,7 @@ class Port:
         self._asked_at = -1
         self.footprint = 0  # what it used of memory when it was last looked at, in bytes
         self.excess: Excess | None = None  # which limit of memory it is ended for
+        self.cut_off = False  # whether it is ended because its channel was closed
         self.last_stacks = ""  # where it was when it was stopped, see `parting`
         self._ring_fd = -1  # the end of its standard error, if that is not relayed
         self.outputs: Any = None  # what it prints to, if that is relayed

@@ -95,7 +95,7 @@ class Receiving:
             if line and line[0].on_wire and line[0].future._state == FUTURE_PENDING:
                 line[0].future._state = FUTURE_RUNNING
         elif data is not None:  # closed; its process's end is reported by other means
-            self._crew.hung_up(port)
+            self._crew.hung_up(port, now)
 
     def _take_in(self, port: Port, data: bytes, now: float) -> None:
         scheduler = self._scheduler
