@@ -160,6 +160,7 @@ def test_a_stuck_task_times_out_with_its_stack(
     assert error.seconds >= 1.5
     assert task.__name__ in error.stack
     assert error.stack.rstrip() in str(error)
+    assert "longer than its timeout allows (1.5 s)" in str(error)
     assert ended(pid)
     assert all(ended(child.pid) for child in children)
     assert [other.result() for other in others] == list(range(50))

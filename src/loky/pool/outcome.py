@@ -246,7 +246,7 @@ def with_history(error: BaseException, task: Task) -> BaseException:
     from ..observe.postmortem import add_attempts
 
     attempts = tuple(
-        attempt if isinstance(attempt, BaseException) else _terminated(attempt, name_of_task(task))
+        attempt if isinstance(attempt, BaseException) else _terminated(attempt, task)
         for attempt in control.attempts
     )
     told = [f"{type(attempt).__name__}: {_first_line(attempt)}" for attempt in attempts]
@@ -361,7 +361,7 @@ def settle(task: Task, verdict: Any) -> None:
     if isinstance(verdict, Cancelled):
         task.future._settle(None, None, cancel=True)
         return
-    error = error_for(verdict, name_of_task(task))
+    error = error_for(verdict, task)
     if isinstance(verdict, Lost):
         from ..observe.postmortem import add_arguments
 
@@ -369,8 +369,8 @@ def settle(task: Task, verdict: Any) -> None:
     fail(task, error)
 
 
-def error_for(verdict: Any, name: str | None = None) -> BaseException:
-    """The exception that tells a user of a verdict; `name` is that of the task."""
+def error_for(verdict: Any, task: Task | None = None) -> BaseException:
+    """The exception that tells a user of a verdict, on `task` if it is on a single one."""
     from ..errors import BrokenProcessPool, RemoteTraceback, ShutdownExecutorError
 
     if isinstance(verdict, Refused):
@@ -378,7 +378,7 @@ def error_for(verdict: Any, name: str | None = None) -> BaseException:
             "The executor was shut down with its workers killed before the task could complete."
         )
     if isinstance(verdict, Lost):
-        return _terminated(verdict, name)
+        return _terminated(verdict, task)
     assert isinstance(verdict, Broken)
     cause = verdict.cause
     if isinstance(cause, Lost):
@@ -403,10 +403,11 @@ def error_for(verdict: Any, name: str | None = None) -> BaseException:
     return broken
 
 
-def _terminated(lost: Lost, name: str | None) -> BaseException:
+def _terminated(lost: Lost, task: Task | None) -> BaseException:
     from ..errors import TaskMemoryError, TaskTimeoutError, TerminatedWorkerError
     from ..observe.postmortem import examine
 
+    name = None if task is None else name_of_task(task)
     death: Death = lost.exit
     if isinstance(death.exit, OSError):
         return TerminatedWorkerError(f"A worker process could not be started: {death.exit}")
@@ -414,11 +415,12 @@ def _terminated(lost: Lost, name: str | None) -> BaseException:
     kind = TerminatedWorkerError
     lines = []
     details: dict[str, int] = {}
-    if lost.cause == TIMEOUT:
+    if lost.cause == TIMEOUT and task is not None and task.control is not None:
         kind = TaskTimeoutError
         lines.append(
             f"The task {name} had been running for {lost.seconds:.3g} s, longer than its timeout "
-            f"allows. Its worker (pid {exit.pid}) was ended ({exit}) and replaced."
+            f"allows ({task.control.options.timeout:g} s). Its worker (pid {exit.pid}) was ended "
+            f"({exit}) and replaced."
         )
         if death.stacks:
             lines.append(f"This is where it was:\n{death.stacks.rstrip()}")
