@@ -367,8 +367,8 @@ def test_a_result_that_cannot_be_unpickled(
 @pytest.mark.parametrize(
     ("kind", "texts"),
     [
-        ("two arguments", ["TwoArguments: one two", "could not be sent"]),
-        ("lock", ["HoldsALock: locked", "could not be sent"]),
+        ("two arguments", ["TwoArguments: one two", "sent: TypeError: ", "'two'", "`__reduce__`"]),
+        ("lock", ["HoldsALock: locked", "could not be sent: TypeError: ", "lock"]),
         ("bad str", ["BadStr", "could not be sent"]),
         ("rebuild", ["FailsInException", "LookupError: not to be rebuilt here"]),
         ("text", ["NotAnExceptionIn", "rebuilt as a str"]),

@@ -311,7 +311,7 @@ def rebuild(name: str, kind: int, payload: Any) -> BaseException:
     from ..errors import RemoteTraceback, ResultUnpicklingError, TaskUnpicklingError
 
     text, summary, pickled = protocol.unpack_error(payload)
-    where, kind_name, message = pickling.loads(summary)
+    where, kind_name, message, obstacle = pickling.loads(summary)
     error: BaseException
     if kind == protocol.UNREADABLE:
         error = TaskUnpicklingError(
@@ -333,7 +333,7 @@ def rebuild(name: str, kind: int, payload: Any) -> BaseException:
     elif not pickled:
         error = ResultUnpicklingError(
             f"Task {name} raised {kind_name}: {message}. The exception itself could not be sent: "
-            "see the traceback for the reason."
+            f"{obstacle}. Give its class a `__reduce__` with which it can be pickled and rebuilt."
         )
     else:
         try:

@@ -207,13 +207,15 @@ def pack_exception(error: BaseException, where: str = "") -> bytes:
         traceback.format_exception(type(error), error, tb.tb_next if tb is not None else None)
     )
     BaseException.with_traceback(error, None)  # its class may refuse to have attributes set
-    summary: Any = (where, type(error).__qualname__, _safe_str(error))
+    obstacle = ""
     try:
         pickled = pickling.dumps_result(error)
         pickling.loads(pickled)  # some exceptions can be pickled but not rebuilt
     except BaseException as problem:
-        text += f"\n(The exception itself could not be sent: {_safe_str(problem)})\n"
+        obstacle = f"{type(problem).__name__}: {_safe_str(problem)}"
+        text += f"\n(The exception itself could not be sent: {obstacle})\n"
         pickled = b""
+    summary: Any = (where, type(error).__qualname__, _safe_str(error), obstacle)
     return protocol.pack_error(text, pickling.dumps_plain(summary), pickled)
 
 
