@@ -42,6 +42,7 @@ from loky import (
     TerminatedWorkerError,
     get_reusable_executor,
 )
+from loky.submitting import ExecutorView
 from loky.task_options import CAUSES, task_options
 
 STUCK = [stuck_in_sleep, stuck_in_a_loop, stuck_in_c, stuck_and_deaf, stuck_with_a_last_word]
@@ -115,6 +116,29 @@ def test_a_view_keeps_its_executor_and_shuts_it_down() -> None:
     view.shutdown()
     with pytest.raises(ShutdownExecutorError):
         view.submit(abs, -1)
+
+
+def test_a_view_has_all_the_methods_of_its_executor(gate: Gate) -> None:
+    for name in vars(ProcessPoolExecutor):
+        assert name.startswith("_") or hasattr(ExecutorView, name), name
+    view = ProcessPoolExecutor(1).options(name="it")
+    future = view.submit(pass_through, gate.path)
+    (pid,) = gate.arrivals()
+    assert [worker.task for worker in view.stats().workers] == ["it"]
+    assert [worker.pid for worker in view.dump_stacks()] == [pid]
+    view.shutdown(kill_workers=True)
+    with pytest.raises(ShutdownExecutorError):
+        future.result()
+    assert ended(pid)
+
+
+def test_ctrl_c_in_the_with_block_of_a_view_ends_what_runs(gate: Gate) -> None:
+    with pytest.raises(KeyboardInterrupt), ProcessPoolExecutor(1).options(priority=1) as view:
+        future = view.submit(pass_through, gate.path)  # nobody opens the gate
+        gate.arrivals()
+        raise KeyboardInterrupt
+    with pytest.raises(ShutdownExecutorError):
+        future.result()
 
 
 def test_the_reusable_executor_takes_options_of_tasks() -> None:

@@ -10,21 +10,15 @@ it posts to the pool's inbox.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import backend as _backend  # noqa: F401  # has multiprocessing know "loky"
 from . import nesting
-from .checks import check_seconds
 from .options import PoolOptions, check_max_workers, pool_options
 from .pool.supervisor import Supervisor
 from .submitting import Submitting
 from .task_options import TaskOptions, pool_task_options
-
-if TYPE_CHECKING:
-    from .observe.stacks import StackDump
-    from .observe.stats import Stats
 
 MAX_DEPTH = nesting.max_depth()
 
@@ -141,76 +135,6 @@ class ProcessPoolExecutor(Submitting):
         self._pool = Supervisor(options)
         self._pool.close_with(self)
 
-    def shutdown(
-        self, wait: bool = True, kill_workers: bool = False, *, cancel_futures: bool = False
-    ) -> None:
-        """Take no more calls, and let the workers go once what was submitted is done.
-
-        Parameters
-        ----------
-        wait : bool
-            Return only when every future is settled and every worker gone.
-        kill_workers : bool
-            End the workers now; futures that are not done get `ShutdownExecutorError`.
-        cancel_futures : bool
-            Cancel what no worker has begun.
-        """
-        pool = self._pool
-        pool.shutdown(cancel=cancel_futures, kill=kill_workers)
-        if wait:
-            pool.wait_closed()
-
-    def terminate_workers(self) -> None:
-        """Ask the workers to end (SIGTERM), and end those that have not done so after a second.
-
-        Futures that are not done get `ShutdownExecutorError` at once.
-        """
-        self._pool.shutdown(kill=True, polite=True)
-        self._pool.wait_closed()
-
-    def kill_workers(self) -> None:
-        """End the workers now; futures that are not done get `ShutdownExecutorError`."""
-        self.shutdown(wait=True, kill_workers=True)
-
-    def stats(self) -> Stats:
-        """Return figures about the pool: what it has done, what it is doing.
-
-        Calls, restarts by cause, bytes, how busy the workers are, and what each of them is
-        running. Works in every state of the pool, and starts nothing.
-
-        Returns
-        -------
-        Stats
-            The figures, see `loky.observe.stats.Stats`.
-        """
-        from .observe.stats import stats
-
-        return stats(self._pool)
-
-    def dump_stacks(self, timeout: float = 1.0) -> StackDump:
-        """Return the Python stacks of all workers now, busy in compiled code included.
-
-        Parameters
-        ----------
-        timeout : float
-            Seconds to wait at most for the workers' answers. They come within milliseconds,
-            except from processes that are stopped.
-
-        Returns
-        -------
-        StackDump
-            A list with a `WorkerStacks` for each worker; printed, it is a report. A worker that
-            did not answer has a `problem` that says so. Empty if there are no workers.
-
-        Raises
-        ------
-        TypeError, ValueError
-            `timeout` is not a number of seconds.
-        """
-        from .observe.stacks import dump_stacks
-
-        return dump_stacks(self._pool, check_seconds("timeout", timeout))
-
     def _resize(self, max_workers: int) -> None:
         """Change the number of workers; see `get_reusable_executor`."""
         max_workers = check_max_workers(max_workers)
@@ -233,19 +157,6 @@ class ProcessPoolExecutor(Submitting):
     def _open(self) -> bool:
         """Whether calls are accepted."""
         return not self._pool.refusing
-
-    def __exit__(self, kind: object, value: object, traceback: object) -> None:
-        # After a Ctrl-C nobody wants to wait for what is still running. One that a task has raised
-        # is an error like others.
-        interrupted = isinstance(value, KeyboardInterrupt) and not _came_from_a_task(value)
-        self.shutdown(wait=True, kill_workers=interrupted)
-
-
-def _came_from_a_task(error: BaseException) -> bool:
-    errors = sys.modules.get(f"{__package__}.errors")  # not there: nothing has gone wrong so far
-    # Another thread may be importing it at this moment.
-    kind = getattr(errors, "RemoteTraceback", None)
-    return kind is not None and isinstance(error.__cause__, kind)
 
 
 def _check_depth() -> None:

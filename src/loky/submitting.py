@@ -1,4 +1,4 @@
-"""What can be done with an executor once it is there: `submit`, `map`, their likes, and `options`.
+"""What can be done with an executor once it is there, from `submit` to `shutdown`.
 
 Rule 1: no I/O and no decisions here. Arguments are checked, calls become tasks, the pool
 (`loky.pool.supervisor`) does the rest.
@@ -9,16 +9,22 @@ they submit.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from .checks import check_seconds
 from .future import Future
 from .mapping import MapIterator, Submit, map_options
 from .pool.model import Control, Task
 from .pool.supervisor import Supervisor
 from .task_options import TaskOptions, task_options
+
+if TYPE_CHECKING:
+    from .observe.stacks import StackDump
+    from .observe.stats import Stats
 
 T = TypeVar("T")
 
@@ -188,6 +194,82 @@ class Submitting(Executor):
         """
         return ExecutorView(self, task_options(options, self._task_options))
 
+    def shutdown(
+        self, wait: bool = True, kill_workers: bool = False, *, cancel_futures: bool = False
+    ) -> None:
+        """Take no more calls, and let the workers go once what was submitted is done.
+
+        Parameters
+        ----------
+        wait : bool
+            Return only when every future is settled and every worker gone.
+        kill_workers : bool
+            End the workers now; futures that are not done get `ShutdownExecutorError`.
+        cancel_futures : bool
+            Cancel what no worker has begun.
+        """
+        pool = self._pool
+        pool.shutdown(cancel=cancel_futures, kill=kill_workers)
+        if wait:
+            pool.wait_closed()
+
+    def terminate_workers(self) -> None:
+        """Ask the workers to end (SIGTERM), and end those that have not done so after a second.
+
+        Futures that are not done get `ShutdownExecutorError` at once.
+        """
+        self._pool.shutdown(kill=True, polite=True)
+        self._pool.wait_closed()
+
+    def kill_workers(self) -> None:
+        """End the workers now; futures that are not done get `ShutdownExecutorError`."""
+        self.shutdown(wait=True, kill_workers=True)
+
+    def stats(self) -> Stats:
+        """Return figures about the pool: what it has done, what it is doing.
+
+        Calls, restarts by cause, bytes, how busy the workers are, and what each of them is
+        running. Works in every state of the pool, and starts nothing.
+
+        Returns
+        -------
+        Stats
+            The figures, see `loky.observe.stats.Stats`.
+        """
+        from .observe.stats import stats
+
+        return stats(self._pool)
+
+    def dump_stacks(self, timeout: float = 1.0) -> StackDump:
+        """Return the Python stacks of all workers now, busy in compiled code included.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds to wait at most for the workers' answers. They come within milliseconds,
+            except from processes that are stopped.
+
+        Returns
+        -------
+        StackDump
+            A list with a `WorkerStacks` for each worker; printed, it is a report. A worker that
+            did not answer has a `problem` that says so. Empty if there are no workers.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `timeout` is not a number of seconds.
+        """
+        from .observe.stacks import dump_stacks
+
+        return dump_stacks(self._pool, check_seconds("timeout", timeout))
+
+    def __exit__(self, kind: object, value: object, traceback: object) -> None:
+        # After a Ctrl-C nobody wants to wait for what is still running. One that a task has raised
+        # is an error like others.
+        interrupted = isinstance(value, KeyboardInterrupt) and not _came_from_a_task(value)
+        self.shutdown(wait=True, kill_workers=interrupted)
+
     def __reduce__(self) -> Any:
         raise TypeError(
             f"{type(self).__name__} objects cannot be sent to a worker: they belong to this "
@@ -240,9 +322,12 @@ class ExecutorView(Submitting):
         self._pool = executor._pool
         self._task_options = options
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Shut the executor down, see there: it is the same pool."""
-        self._executor.shutdown(wait, cancel_futures=cancel_futures)
-
     def __repr__(self) -> str:
         return f"<view of {self._executor!r} with {self._task_options}>"
+
+
+def _came_from_a_task(error: BaseException) -> bool:
+    errors = sys.modules.get(f"{__package__}.errors")  # not there: nothing has gone wrong so far
+    # Another thread may be importing it at this moment.
+    kind = getattr(errors, "RemoteTraceback", None)
+    return kind is not None and isinstance(error.__cause__, kind)
