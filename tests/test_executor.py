@@ -189,6 +189,20 @@ def test_what_is_no_time_to_wait_for(timeout: Any, tmp_path: Path) -> None:
         gate.open()
 
 
+def test_a_wait_that_timed_out_tells_what_the_call_is_doing(tmp_path: Path) -> None:
+    with Gate(tmp_path) as gate, ProcessPoolExecutor(1) as executor:
+        running = executor.submit(pass_through, gate.path)
+        gate.arrivals()
+        while not running.running():  # the pool may be told a moment after it has begun
+            time.sleep(0.001)
+        waiting = executor.options(priority=-1).submit(pass_through, gate.path)
+        for future, text in ((running, "is running, and goes on"), (waiting, "has not begun")):
+            for call in (future.result, future.exception):
+                with pytest.raises(loky.TimeoutError, match=rf"within 0\.01 s: the call {text}\."):
+                    call(0.01)
+        gate.open(2)
+
+
 def test_waiting_ends_after_its_timeout(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
     with Gate(tmp_path) as gate:
         future = pool.submit(pass_through, gate.path, 1)
@@ -375,7 +389,7 @@ def test_map_times_out_from_the_call_on_and_cancels_the_rest(tmp_path: Path) -> 
     with Gate(tmp_path) as gate, ProcessPoolExecutor(1) as executor:
         started = time.monotonic()
         results = executor.map(pass_or_write, [gate.path] + [str(ran)] * 5, range(6), timeout=0.05)
-        with pytest.raises(loky.TimeoutError):
+        with pytest.raises(loky.TimeoutError, match=r"0\.05 s after the call of map: 6 of 6 tasks"):
             next(results)
         assert time.monotonic() - started >= 0.05
         gate.open()

@@ -222,6 +222,7 @@ def test_what_belongs_to_this_process_says_so(pool: ProcessPoolExecutor) -> None
         (pool, "ProcessPoolExecutor objects"),
         (pool.options(priority=1), "ExecutorView objects"),
         (pool.submit(abs, 1), "a Future"),
+        (pool.map(abs, [1]), "the results of a map"),
     ):
         error = amid_others(pool, Holder(held).work)
         assert isinstance(error, TaskPicklingError)

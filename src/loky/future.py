@@ -195,22 +195,26 @@ class Future(futures.Future[T]):
         TimeoutError
             It took longer than `timeout` (seconds).
         """
-        if self._state not in _DONE:
-            self._wait_done(timeout)
+        if self._state not in _DONE and not self._wait_done(timeout):
+            state = "has not begun" if self._state == PENDING else "is running, and goes on"
+            raise futures.TimeoutError(
+                f"no result within {timeout} s: the call {state}. future.cancel(kill=True) stops "
+                "it, options(timeout=...) limits the time that it may run"
+            )
         if self._state != FINISHED:
             raise futures.CancelledError()
         return self._exception
 
-    def _wait_done(self, timeout: float | None) -> None:
+    def _wait_done(self, timeout: float | None) -> bool:
+        """Wait for the call's end; whether it came in time."""
         if self._state in _DONE:
-            return
+            return True
         pool = self._pool  # looked at once: the end takes it away
         if pool is not None:
             pool.will_wait()
         if timeout is not None:
             timeout = check_number("timeout", timeout, " or None")
-        if not self._sleepers.sleep(self._is_over, timeout):
-            raise futures.TimeoutError()
+        return self._sleepers.sleep(self._is_over, timeout)
 
     def _is_over(self) -> bool:
         return self._state in _DONE

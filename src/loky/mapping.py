@@ -300,7 +300,9 @@ class _Waiting(Mapping[T]):
         """Wait for the first task."""
         future = self._futures[0]
         if not future._is_over():
-            future._wait_done(None if self._deadline is None else self._deadline - monotonic())
+            left = None if self._deadline is None else self._deadline - monotonic()
+            if not future._wait_done(left):
+                raise self._late()
         self._futures.popleft()
         return future, self._submitted - len(self._futures) - 1
 
@@ -312,8 +314,15 @@ class _Waiting(Mapping[T]):
         try:
             future = self._done.get(timeout=left)
         except queue.Empty:
-            raise FuturesTimeoutError() from None
+            raise self._late() from None
         return future, self._numbers.pop(future)
+
+    def _late(self) -> Exception:
+        waiting = len(self._futures if self._options.ordered else self._numbers)
+        return FuturesTimeoutError(
+            f"the results were not all there {self._options.timeout:g} s after the call of map: "
+            f"{waiting} of {self._submitted} tasks submitted so far were waited for"
+        )
 
     def _arrived(self, future: Any) -> None:
         self._done.put(future)
@@ -352,6 +361,12 @@ class MapIterator(Iterator[T]):
             What an item raised, if errors are to be raised. The iteration is over then.
         """
         return next(self._results)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "the results of a map cannot be sent to a worker: they arrive in this process. Send "
+            "list(results), or its items"
+        )
 
     def close(self) -> None:
         """End the iteration: what has not started is cancelled."""
