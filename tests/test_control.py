@@ -72,7 +72,7 @@ def calls(path: Path) -> int:
     [
         ({"timeout": 0}, ValueError, ["timeout", "more than 0", "got 0"]),
         ({"timeout": math.nan}, ValueError, ["timeout", "got nan"]),
-        ({"timeout": "3"}, TypeError, ["timeout", "number of seconds", "'3'"]),
+        ({"timeout": "3"}, TypeError, ["timeout", "number of seconds or None", "'3'"]),
         ({"retries": -1}, ValueError, ["retries", ">= 0", "-1"]),
         ({"retries": 1.5}, TypeError, ["retries", "whole number", "1.5"]),
         ({"retry_on": "crush"}, ValueError, ["'crash'", "'timeout'", "'memory'", "'crush'"]),

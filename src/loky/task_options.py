@@ -125,7 +125,7 @@ def pool_task_options(given: Any) -> TaskOptions | None:
 
 
 def _timeout(value: Any) -> float | None:
-    return None if value is None else check_seconds("timeout", value, positive=True)
+    return None if value is None else check_seconds("timeout", value, " or None", positive=True)
 
 
 def _retries(value: Any) -> int:
