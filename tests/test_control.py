@@ -6,6 +6,8 @@ long something took.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
 import pickle
 import threading
@@ -34,6 +36,7 @@ from pool_tasks import (
 )
 from rendezvous import PATIENCE, Gate, ended
 
+import loky.task_options
 from loky import (
     ProcessPoolExecutor,
     ShutdownExecutorError,
@@ -95,6 +98,19 @@ def test_bad_options_are_refused_at_the_call(
         assert word in str(caught.value)
     with pytest.raises(error):
         ProcessPoolExecutor(1, task_options=options)
+
+
+def test_editors_and_type_checkers_know_every_option() -> None:
+    """Their keywords are written down a second time, for them alone."""
+    tree = ast.parse(inspect.getsource(loky.task_options))
+    (given,) = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name == "GivenOptions"
+    )
+    names = [node.target.id for node in given.body if isinstance(node, ast.AnnAssign)]  # type: ignore[union-attr]
+    assert tuple(names) == TaskOptions._fields
+    assert ProcessPoolExecutor.options.__annotations__["options"] == "Unpack[GivenOptions]"
 
 
 def test_options_add_up() -> None:

@@ -23,8 +23,11 @@ from .pool.supervisor import Supervisor
 from .task_options import TaskOptions, task_options
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack  # known to type checkers, installed or not
+
     from .observe.stacks import StackDump
     from .observe.stats import Stats
+    from .task_options import GivenOptions
 
 T = TypeVar("T")
 
@@ -158,7 +161,7 @@ class Submitting(Executor):
         options = map_options(fn, None, chunksize, buffersize, ordered, on_error)
         return results_of_map(self._submit_for_map(), fn, iterables, options)
 
-    def options(self, **options: Any) -> ExecutorView:
+    def options(self, **options: Unpack[GivenOptions]) -> ExecutorView:
         """Return a view of this executor whose tasks are treated differently.
 
         The view has the same methods and shares the workers. A view of a view adds to its options.
