@@ -382,7 +382,7 @@ def error_for(verdict: Any, task: Task | None = None) -> BaseException:
     assert isinstance(verdict, Broken)
     cause = verdict.cause
     if isinstance(cause, Lost):
-        error = _terminated(cause, cause.exit.task)
+        error = _terminated(cause)
         if verdict.reason == BREAKS:
             text = f"{error.args[0]}\nThat broke the pool, for {BREAKS}. Make a new executor."
         else:
@@ -403,12 +403,12 @@ def error_for(verdict: Any, task: Task | None = None) -> BaseException:
     return broken
 
 
-def _terminated(lost: Lost, task: Task | None) -> BaseException:
+def _terminated(lost: Lost, task: Task | None = None) -> BaseException:
     from ..errors import TaskMemoryError, TaskTimeoutError, TerminatedWorkerError
     from ..observe.postmortem import examine
 
-    name = None if task is None else name_of_task(task)
     death: Death = lost.exit
+    name = death.task if task is None else name_of_task(task)
     if isinstance(death.exit, OSError):
         return TerminatedWorkerError(f"A worker process could not be started: {death.exit}")
     exit = death.exit
