@@ -326,6 +326,25 @@ def test_a_worker_that_cannot_be_heard_any_more_is_ended(
         assert executor.submit(abs, -1).result() == 1
 
 
+@pytest.mark.parametrize("how", ["reply", "verdict", "attempt"])
+def test_a_mistake_of_ours_costs_the_task_that_it_concerns(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(*_: object) -> None:
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(outcome, "error_for" if how == "verdict" else "rebuild", mistaken)
+    with ProcessPoolExecutor(1) as executor:
+        view = executor.options(retries=1, retry_on=[ValueError]) if how == "attempt" else executor
+        future = view.submit(os._exit, 1) if how == "verdict" else view.submit(int, "x")
+        error = future.exception(PATIENCE)
+        assert isinstance(error, BrokenProcessPool)
+        assert "internal error" in str(error)
+        assert "a mistake" in str(error)
+        assert isinstance(error.__cause__, ZeroDivisionError)
+        assert executor.submit(abs, -1).result() == 1
+
+
 def test_with_the_policy_break_one_death_is_the_end_of_the_pool(gate: Gate) -> None:
     with ProcessPoolExecutor(2, crash_policy="break") as executor:
         held = executor.submit(pass_through, gate.path)

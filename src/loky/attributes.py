@@ -86,7 +86,7 @@ class Flags:
     @property
     def broken(self) -> BaseException | None:
         """What `submit` raises if the pool is broken."""
-        from .pool.outcome import error_for
+        from .pool.deaths import error_for
 
         broken = self._pool.broken
         return None if broken is None else error_for(broken)

@@ -201,7 +201,8 @@ class Mapping(Generic[T]):
         return values
 
     def _values_of(self, mixed: Mixed) -> list[Any]:
-        from .pool.outcome import name_of, rebuild
+        from .pool.names import name_of
+        from .pool.outcome import rebuild
         from .wire.protocol import ERROR
 
         values: list[Any] = []

@@ -306,7 +306,7 @@ class Submitting(Executor):
         """Say why nothing can be submitted any more."""
         from .errors import ShutdownExecutorError
         from .pool import lifetime
-        from .pool.outcome import error_for
+        from .pool.deaths import error_for
 
         pool = self._pool
         if pool.broken is not None:

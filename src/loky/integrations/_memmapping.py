@@ -20,7 +20,7 @@ from joblib.parallel import BatchedCalls
 
 from .. import reusable_executor
 from ..future import Future
-from ..pool.outcome import name_of
+from ..pool.names import name_of
 
 
 class MemmappingExecutor(reusable_executor._ReusablePoolExecutor):

@@ -121,7 +121,7 @@ def examine(death: Any, task: str | None, seconds: float) -> PostMortem:
 
     Parameters
     ----------
-    death : loky.pool.outcome.Death
+    death : loky.pool.deaths.Death
         How the worker, which had a process, ended.
     task : str or None
         Name of the task that it ran.
@@ -152,7 +152,7 @@ def _peak(usage: Any, excess: Any) -> int | None:
     ----------
     usage : resource.struct_rusage or None
         As `os.wait4` reports it.
-    excess : loky.pool.outcome.Excess or None
+    excess : loky.pool.deaths.Excess or None
         What it was ended for.
     """
     known = [] if excess is None else [int(excess.used)]

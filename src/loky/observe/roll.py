@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..pool import model
-from ..pool.outcome import name_of_task
+from ..pool.names import name_of_task
 
 if TYPE_CHECKING:
     from ..pool.supervisor import Supervisor

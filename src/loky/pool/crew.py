@@ -24,9 +24,10 @@ from ..memory import OomCounter
 from ..observe.chronicle import Chronicle
 from ..task_options import DEFAULT_KILL_GRACE, MEMORY, NO_OPTIONS, TIMEOUT
 from ..wire import protocol
+from .deaths import Death
 from .launcher import ExitInfo
 from .model import DELAYED, PENDING, Task, Worker
-from .outcome import Death, name_of_task
+from .names import name_of_task
 from .parting import Parting
 from .port import Port, WorkerSettings
 from .scheduler import Scheduler

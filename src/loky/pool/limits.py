@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING
 
 from .. import memory
 from ..task_options import MEMORY
+from .deaths import Excess
 from .model import READY, RETIRING
-from .outcome import Excess
 
 if TYPE_CHECKING:
     from ..options import PoolOptions

@@ -15,9 +15,9 @@ from ..options import PoolOptions
 from ..wire import inheritance, picklers, pickling, protocol
 from ..wire.channel import anonymous_file, open_channel
 from ..wire.imported import imported
+from .deaths import Excess
 from .launcher import Process, launch, lifeline
 from .model import Task, Worker
-from .outcome import Excess
 
 # The first words of faulthandler's report of a crash. Stacks that were asked for have none such.
 _CRASH = b"Fatal Python error: "

@@ -32,6 +32,7 @@ from ..observe.chronicle import Chronicle
 from ..wire import pickling, protocol
 from . import outcome
 from .crew import Crew
+from .deaths import InitFailed
 from .model import ASSIGNED, Broken, Task
 from .port import Port
 from .scheduler import Scheduler
@@ -131,7 +132,7 @@ class Receiving:
             self._scheduler.ready(worker, now)
             self._chronicle.worker_ready(port, now)
         elif kind == protocol.INIT_FAILED:
-            cause = outcome.InitFailed(bytes(payload))
+            cause = InitFailed(bytes(payload))
             self._scheduler.break_(Broken("the initializer of a worker failed", cause))
         elif kind == protocol.RECYCLE:
             port.footprint = number

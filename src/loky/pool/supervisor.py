@@ -48,6 +48,7 @@ from .model import (
     Control,
     Task,
 )
+from .names import name_of_task
 from .poller import open_poller
 from .port import Port, WorkerSettings
 from .receiving import Receiving
@@ -94,7 +95,7 @@ class Supervisor:
         if options.relay:
             from ..observe.relay import Relay
 
-            self._relay = Relay(options.relay, outcome.name_of_task, self._endings)
+            self._relay = Relay(options.relay, name_of_task, self._endings)
             self.settings.relay_by(self._relay)
         self._sending = Sending(
             options, self.scheduler, self.settings, self._endings, self._as_user, self._apply
