@@ -153,6 +153,25 @@ def test_what_was_there_when_a_map_failed_can_be_had(
         assert results.finished() == {}
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("on_error", ["raise", "collect", "skip"])
+def test_a_chunk_that_was_begun_when_a_map_was_left_can_be_had(
+    pool: ProcessPoolExecutor, on_error: str, ordered: bool
+) -> None:
+    """Every result is either handed out or can be had, whatever failed beside it."""
+    numbers = [1.0, 2, 0, 4, 5, 8] if on_error != "raise" else [1.0, 2, 4, 5, 8, 10]
+    right = {n: 1 / number for n, number in enumerate(numbers) if number}
+    for taken in range(1, 4):
+        results = pool.map(invert, numbers, chunksize=5, on_error=on_error, ordered=ordered)
+        wait(futures_of(results))
+        handed_out = [next(results) for _ in range(taken)]
+        results.close()
+        found = results.finished()
+        assert right.items() >= found.items()
+        good = [value for value in handed_out if not isinstance(value, BaseException)]
+        assert sorted([*good, *found.values()]) == sorted(right.values())
+
+
 def call_after(path: str, fn: Any, argument: Any) -> Any:
     pass_through(path)
     return fn(argument)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FuturesTimeoutError
 from itertools import islice
@@ -124,6 +124,9 @@ class Mapping(Generic[T]):
         self._numbers: dict[Future[Any], int] = {}  # the same with their numbers, if not
         self._new: deque[Future[Any]] = deque()  # the same, and not yet numbered
         self._left: dict[int, Future[Any]] = {}  # what was there when the map was abandoned
+        # The chunk that was taken last: its number, its size, which of its items failed.
+        self._begun: tuple[int, int, Collection[int]] | None = None
+        self._rest: dict[int, T] = {}  # of such a chunk when the map was abandoned, by position
         self._submitted = 0
         self._last_size = options.chunksize  # of the task submitted last
         items: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
@@ -187,6 +190,7 @@ class Mapping(Generic[T]):
         error = future._exception if future._state == FINISHED else CancelledError()
         chunksize = self._options.chunksize
         if error is not None:
+            self._begun = None
             on_error = self._options.on_error
             if on_error == "raise":
                 return [Raise(error)]
@@ -196,7 +200,13 @@ class Mapping(Generic[T]):
         value = future._result
         if chunksize == 1:
             return [value]
-        values: list[Any] = self._values_of(value) if isinstance(value, Mixed) else value
+        values: list[Any]
+        if isinstance(value, Mixed):
+            values = self._values_of(value)
+            self._begun = number, len(value.results), value.errors.keys()
+        else:
+            values = value
+            self._begun = number, len(values), ()
         values.reverse()
         return values
 
@@ -216,9 +226,20 @@ class Mapping(Generic[T]):
 
     # ------------------------------------------------------------------ the end
 
+    def _leave(self, values: list[Any]) -> None:
+        """Keep for `finished` what of a chunk's `_values` was not handed out."""
+        if self._begun is None:
+            return
+        number, size, failed = self._begun
+        skips = self._options.on_error == "skip"
+        positions = [n for n in range(size) if not (skips and n in failed)]
+        for position, one in zip(reversed(positions), values, strict=False):
+            if position not in failed:
+                self._rest[number * self._options.chunksize + position] = one
+
     def finished(self) -> dict[int, T]:
         """See `MapIterator.finished`."""
-        results: dict[int, T] = {}
+        results = dict(self._rest)
         for number, future in self._left.items():
             if not future.done() or future.cancelled() or future.exception() is not None:
                 continue
@@ -277,6 +298,7 @@ class _Waiting(Mapping[T]):
         futures = self._futures if in_order else self._numbers
         future: Any
         value: Any = None
+        values: list[Any] = []
         try:
             while futures:
                 future, number = self._take_first() if in_order else self._take_any()
@@ -295,6 +317,7 @@ class _Waiting(Mapping[T]):
             raise
         finally:
             future = value = None  # else the traceback of an error would keep it alive
+            self._leave(values)
             self._abandon(kill=interrupted)
 
     def _take_first(self) -> tuple[Future[Any], int]:
