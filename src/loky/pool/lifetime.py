@@ -65,7 +65,10 @@ def _in_child() -> None:
     pools = list(_pools)
     _pools.clear()
     for pool in pools:
-        pool.abandon()
+        try:
+            pool.abandon()
+        except OSError:  # another thread was just closing a descriptor of this pool's
+            pass
 
 
 def _leaving_by_interrupt() -> bool:
