@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-PATIENCE = 20.0
+PATIENCE = 40.0
 
 
 class Gate:
@@ -123,7 +123,7 @@ def run_script(
         command(folder, code, *arguments, flags=flags),
         capture_output=True,
         text=True,
-        timeout=2 * PATIENCE,
+        timeout=PATIENCE,
         env={**os.environ, **(env or {})},
         **options,
     )

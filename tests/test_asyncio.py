@@ -115,6 +115,7 @@ def test_an_awaited_map_does_not_keep_what_it_has_handed_out(
         first = weakref.ref(await anext(results))
         second = asyncio.ensure_future(anext(results))
         await arrivals(gate)
+        await pool.asubmit(abs, -1)  # so that whoever told of the first has gone on
         kept = first() is not None
         gate.open()
         await second

@@ -1072,7 +1072,7 @@ def test_a_parent_that_is_process_one(tmp_path: Path) -> None:
         ["unshare", "--pid", "--fork", "--mount-proc", *command(tmp_path, ODD + PID_ONE)],
         capture_output=True,
         text=True,
-        timeout=2 * PATIENCE,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == ["TerminatedWorkerError 3", "3"]

@@ -257,7 +257,7 @@ def test_without_a_guard(way: Callable[[Path], tuple[list[str], str]], tmp_path:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=2 * PATIENCE,
+        timeout=PATIENCE,
     )
     assert done.stdout.splitlines() == MARKS, done.stderr
     noise = done.stderr.replace(">>>", "").replace("...", "").strip()  # the prompts
