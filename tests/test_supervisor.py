@@ -230,9 +230,12 @@ def test_an_internal_error_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(Port, "start", fail)
+    others = set(threading.enumerate())
     executor = ProcessPoolExecutor(2)
     # The first ones are assigned to workers that are just being started.
     futures = [executor.submit(abs, n) for n in range(5)]
+    threads = set(threading.enumerate()) - others
+    assert threads
     submitted.set()
     for future in futures:
         with pytest.raises(BrokenProcessPool, match=r"internal error.*a bug"):
@@ -240,3 +243,6 @@ def test_an_internal_error_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(BrokenProcessPool, match="internal error"):
         executor.submit(abs, 1)
     executor.shutdown()
+    for thread in threads:  # what ends them is reported when they end, and is this test's
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
