@@ -1,7 +1,7 @@
-"""ProcessPoolExecutor: the facade.
+"""ProcessPoolExecutor: what it is made with, and what keeps it alive.
 
-Rule 1: no I/O and no decisions here. Arguments are checked, calls become tasks, the pool
-(`loky.pool.supervisor`) does the rest.
+Rule 1: no I/O and no decisions here. What can be done with one that is there is in `submitting`,
+the pool (`loky.pool.supervisor`) does the rest.
 
 Rule 2: an executor that is collected without `shutdown` completes its work and then lets its
 workers go. So the pool must not refer to its executor, and what runs on collection does one thing:

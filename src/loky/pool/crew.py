@@ -10,7 +10,7 @@ Guarantee: whatever was opened for a worker is closed when it is forgotten, and 
 has not read is taken back before the scheduler hears of its death.
 
 What does not belong here: who is to start or to go (the scheduler says so), the steps in which one
-is ended (`parting`), and what workers send (`supervisor`).
+is ended (`parting`), and what workers send (`receiving`).
 """
 
 from __future__ import annotations
